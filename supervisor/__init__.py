@@ -1,0 +1,98 @@
+"""A process supervisor for Trio: start, watch, stream, signal and reap processes.
+
+    async with open_supervisor() as supervisor:
+        process = await supervisor.start(ProcessSpec(command="make", args=("-j4",)))
+        async for line in process.lines():
+            print(line)
+        record = await process.wait()
+
+The public names are the ones listed in `__all__`.
+"""
+
+from .errors import (
+    ArgumentListTooLong,
+    BadEnvironmentName,
+    CommandIsDirectory,
+    CommandNotFound,
+    InterpreterNotFound,
+    InvalidSignal,
+    InvalidText,
+    InvalidUser,
+    LaunchError,
+    NotExecutable,
+    NulByte,
+    OutOfDescriptors,
+    OutOfMemory,
+    OutOfProcesses,
+    OutOfResources,
+    PermissionDenied,
+    PidReused,
+    ProcessNotFound,
+    ProcessNotRunning,
+    SpecError,
+    StdinNotWritable,
+    SupervisorClosed,
+    SupervisorError,
+    UserNotFound,
+    UserNotPermitted,
+    WorkingDirNotADirectory,
+    WorkingDirNotFound,
+)
+from .lines import Gap, Line, LineReader
+from .output import Chunk, Cursor, OutputLog, Stream
+from .process import Process
+from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status
+from .registry import Retention
+from .spec import OutputMode, ProcessSpec, StdinMode, User
+from .supervisor import Supervisor, SupervisorConfig, open_supervisor
+
+__all__ = [
+    "ArgumentListTooLong",
+    "BadEnvironmentName",
+    "Chunk",
+    "CommandIsDirectory",
+    "CommandNotFound",
+    "Cursor",
+    "ExitStatus",
+    "Gap",
+    "InterpreterNotFound",
+    "InvalidSignal",
+    "InvalidText",
+    "InvalidUser",
+    "LaunchError",
+    "Line",
+    "LineReader",
+    "NotExecutable",
+    "NulByte",
+    "OutOfDescriptors",
+    "OutOfMemory",
+    "OutOfProcesses",
+    "OutOfResources",
+    "OutputLog",
+    "OutputMode",
+    "PermissionDenied",
+    "PidReused",
+    "Process",
+    "ProcessNotFound",
+    "ProcessNotRunning",
+    "ProcessRecord",
+    "ProcessSpec",
+    "Reason",
+    "Retention",
+    "RunResult",
+    "SpecError",
+    "Status",
+    "StdinMode",
+    "StdinNotWritable",
+    "Stream",
+    "Supervisor",
+    "SupervisorClosed",
+    "SupervisorConfig",
+    "SupervisorError",
+    "User",
+    "UserNotFound",
+    "UserNotPermitted",
+    "WorkingDirNotADirectory",
+    "WorkingDirNotFound",
+    "open_supervisor",
+]

@@ -1,0 +1,122 @@
+"""Accounts: from the forms of `user` to uid, gid, groups and login environment."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+
+from msgspec import Struct
+
+from .errors import InvalidUser, UserNotFound, UserNotPermitted
+from .spec import User
+
+_UID = re.compile(r"[0-9]{1,10}", re.ASCII)
+_UID_GID = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
+_LARGEST_ID = 2**32 - 2
+
+
+class Account(Struct, frozen=True):
+    """Whom a process runs as.
+
+    Attributes:
+      uid, gid: real, effective and saved ids of the process.
+      groups: its supplementary groups, exactly these.
+      environment: HOME, USER, LOGNAME and SHELL of the account; empty when
+        the uid has no account.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    environment: dict[str, str]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether a child that changes nothing already runs as this account."""
+        return (
+            self.uid == os.geteuid() == os.getuid()
+            and self.gid == os.getegid() == os.getgid()
+            and set(self.groups) | {self.gid} == set(os.getgroups()) | {self.gid}
+        )
+
+
+def look_up(user: str | User) -> Account:
+    """Find the account that `user` means.
+
+    A uid without an account is allowed: its gid is the same number and it has
+    no supplementary groups. With an explicit gid there are no supplementary
+    groups either. A name that is all digits is a uid.
+
+    Raises:
+      InvalidUser: `user` has none of the documented forms.
+      UserNotFound: no account has that name.
+      UserNotPermitted: it is another user and the supervisor is not root.
+    """
+    account = _account(_parse(user))
+    if os.geteuid() != 0 and not (account.uid == os.getuid() and account.gid == os.getgid()):
+        raise UserNotPermitted(
+            f"the supervisor runs as uid {os.geteuid()} and cannot start processes "
+            f"as uid {account.uid}, gid {account.gid}",
+            field="user",
+        )
+    return account
+
+
+def exists(name: str) -> bool:
+    """Whether there is an account of that name."""
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+def _parse(user: str | User) -> User:
+    if isinstance(user, User):
+        if (user.name is None) == (user.uid is None):
+            raise InvalidUser("user needs either a name or a uid", field="user")
+        if user.name is not None and not user.name.strip():
+            raise InvalidUser("user.name is blank", field="user.name")
+        return user
+    if not user.strip():
+        raise InvalidUser("user is blank", field="user")
+    if _UID.fullmatch(user):
+        return User(uid=_id(user))
+    if match := _UID_GID.fullmatch(user):
+        return User(uid=_id(match[1]), gid=_id(match[2]))
+    return User(name=user)
+
+
+def _id(digits: str) -> int:
+    value = int(digits)
+    if value > _LARGEST_ID:
+        raise InvalidUser(f"{digits} is too large for a uid or gid", field="user")
+    return value
+
+
+def _account(user: User) -> Account:
+    if user.name is not None:
+        try:
+            entry = pwd.getpwnam(user.name)
+        # A NUL byte is a ValueError and a lone surrogate a UnicodeEncodeError
+        # (itself a ValueError): no account has such a name.
+        except (KeyError, ValueError) as error:
+            raise UserNotFound(f"there is no user {user.name!r}", field="user") from error
+    else:
+        assert user.uid is not None
+        try:
+            entry = pwd.getpwuid(user.uid)
+        except KeyError:
+            gid = user.uid if user.gid is None else user.gid
+            return Account(user.uid, gid, (), {})
+    environment = {
+        "HOME": entry.pw_dir,
+        "USER": entry.pw_name,
+        "LOGNAME": entry.pw_name,
+        "SHELL": entry.pw_shell or "/bin/sh",
+    }
+    if user.gid is not None:
+        return Account(entry.pw_uid, user.gid, (), environment)
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return Account(entry.pw_uid, entry.pw_gid, groups, environment)

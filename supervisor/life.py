@@ -1,0 +1,168 @@
+"""The life of one process, in its own nursery: from the spawn to the last byte and the reaping.
+
+    spawning ──exec──▶ running ──the leader exits──▶ ending ──▶ ended
+        │                 │
+        └─▶ typed error   └─ timeout, kill, stop: a signal to the group
+
+Ending is one sequence, and every way to end a process leads through it:
+
+1. The leader has exited and is a zombie: its number cannot be reused.
+2. Whoever still holds the pipes has `drain_seconds` to finish writing. A
+   process alone closes them by exiting, so this usually takes no time.
+3. Everything else in the unit is killed, and seen to be dead.
+4. What is left in the pipes is read; nothing can be added any more.
+5. The log is closed and the status becomes final, both in one step, so that
+   whoever sees the end of the output sees the status too.
+6. The leader is reaped; from here on its pid may mean a stranger.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import trio
+from msgspec import Struct
+
+from .accounts import Account
+from .capture import Capture
+from .errors import OutOfDescriptors
+from .launch import Leader, launch
+from .process import Process
+from .record import ExitStatus
+from .stdin import Stdin, open_stdin
+from .unit import Unit
+
+_logger = logging.getLogger(__name__)
+
+# How long a killed tree may take to be dead. Only a process in
+# uninterruptible sleep takes longer, and it must not hold up everything else.
+_DEATH_SECONDS = 5.0
+
+
+class Circumstances(Struct, frozen=True):
+    """What a process is started with, besides its spec.
+
+    Attributes:
+      account: whom to become, or None to stay who the supervisor is.
+      environment: the whole environment of the process.
+      mark: the unit's own mark in that environment.
+      timeout: seconds after which the tree is killed, or None.
+      drain_seconds: how long descendants may go on writing after the leader's exit.
+    """
+
+    account: Account | None
+    environment: dict[str, str]
+    mark: str
+    timeout: float | None
+    drain_seconds: float
+
+
+async def live(process: Process, circumstances: Circumstances, started: Callable[[], None]) -> None:
+    """Start `process`, call `started` once the command has been executed, and return after its end.
+
+    What `started` raises ends the process again. What goes wrong after it is
+    logged and ends this process alone. From then on cancellation from outside
+    waits for the end; cancelling `process.scope` brings it about.
+
+    Raises:
+      LaunchError: nothing was started.
+    """
+    with ExitStack() as ours:
+        with ExitStack() as the_childs:
+            try:
+                capture = ours.enter_context(Capture(process.log))
+                stdin, ends = _open_pipes(process, capture, ours, the_childs)
+            except OSError as error:
+                raise OutOfDescriptors("no pipe could be made for the process") from error
+            leader = await launch(
+                process.spec,
+                account=circumstances.account,
+                environment=circumstances.environment,
+                stdin=ends[0],
+                stdout=ends[1],
+                stderr=ends[2],
+            )
+            ours.enter_context(leader)
+        unit = Unit(leader.pid, leader.pidfd, circumstances.mark)
+        process.begin(unit, stdin)
+        admitted = False
+        try:
+            # If the start was cancelled meanwhile, nobody waits for this process.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            started()
+            admitted = True
+            with process.scope:
+                await _run(process, leader, unit, capture, circumstances)
+        except Exception:
+            if not admitted:
+                raise
+            _logger.exception("%r failed in the supervisor and is ended", process)
+        finally:
+            await _end(process, leader, unit, capture)
+
+
+def _open_pipes(
+    process: Process, capture: Capture, ours: ExitStack, the_childs: ExitStack
+) -> tuple[Stdin | None, tuple[int, int, int]]:
+    """The pipes that the spec asks for: our end of stdin, and the child's three descriptors."""
+
+    def childs(descriptor: int) -> int:
+        the_childs.callback(os.close, descriptor)
+        return descriptor
+
+    spec = process.spec
+    stdin, stdin_end = None, subprocess.DEVNULL
+    if spec.stdin_mode == "pipe":
+        stdin, read_end = open_stdin(f"process {process.handle}")
+        ours.callback(stdin.close_now)
+        stdin_end = childs(read_end)
+    stdout_end = stderr_end = subprocess.DEVNULL
+    if spec.stdout_mode == "capture":
+        stdout_end = childs(capture.open("stdout"))
+    if spec.stderr_mode == "capture":
+        stderr_end = childs(capture.open("stderr"))
+    return stdin, (stdin_end, stdout_end, stderr_end)
+
+
+async def _run(
+    process: Process, leader: Leader, unit: Unit, capture: Capture, circumstances: Circumstances
+) -> None:
+    """Capture the output until the leader has exited and the pipes are closed or out of time."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(capture.run)
+        timeout = circumstances.timeout
+        with trio.move_on_after(float("inf") if timeout is None else timeout) as patience:
+            await leader.wait()
+        if patience.cancelled_caught:
+            process.note_timeout()
+            unit.signal_group(signal.SIGKILL)
+            await leader.wait()
+        process.note_exit()
+        nursery.cancel_scope.deadline = trio.current_time() + circumstances.drain_seconds
+
+
+async def _end(process: Process, leader: Leader, unit: Unit, capture: Capture) -> None:
+    """See to it that the whole tree is dead, and finish. Bounded in time; raises nothing."""
+    exit_status = ExitStatus(None, signal.SIGKILL)
+    try:
+        with trio.CancelScope(shield=True), trio.fail_after(_DEATH_SECONDS):
+            unit.signal_group(signal.SIGKILL)
+            if not process.has_exited:
+                await leader.wait()
+                process.note_exit()
+            exit_status = leader.exit_status()
+            await unit.kill_descendants()
+    except trio.TooSlowError:
+        _logger.error("%r does not die; it is left to the kernel", process)
+    except Exception:
+        _logger.exception("the tree of %r could not be ended completely", process)
+    try:
+        capture.drain()
+    except OSError:
+        _logger.exception("the last output of %r could not be read", process)
+    process.finish(exit_status)

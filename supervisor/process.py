@@ -1,0 +1,253 @@
+"""One process, as its callers see it: what it is, what it wrote, and what can be done to it.
+
+`life` drives it; everything that the two share is in `Process.begin`,
+`Process.note_exit` and `Process.finish`.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import trio
+
+from .errors import InvalidSignal, ProcessNotRunning, StdinNotWritable
+from .lines import LineReader
+from .output import Cursor, OutputLog, Stream
+from .record import ExitStatus, ProcessRecord, Reason, Status
+from .spec import ProcessSpec
+from .stdin import Stdin
+from .unit import Unit
+
+
+class Process:
+    """A started process. Made by `Supervisor.start`, which owns its tasks.
+
+    Everything here stays readable after the end, for as long as the caller or
+    the supervisor's retention keeps the object.
+
+    Attributes:
+      handle: unique in the supervisor's life and never reused.
+      spec: what was asked for.
+      pid: the leader's process id.
+      started_at: when it was started, integer ms since the epoch.
+      duration_seconds: from start to exit on the monotonic clock; None while running.
+      log: everything that it wrote.
+      scope: surrounds its life; cancelled to end it by force.
+    """
+
+    __slots__ = (
+        "_ended",
+        "_exit_status",
+        "_exited_at",
+        "_started_clock",
+        "_stdin",
+        "_timed_out",
+        "_unit",
+        "duration_seconds",
+        "handle",
+        "log",
+        "pid",
+        "scope",
+        "spec",
+        "started_at",
+    )
+
+    def __init__(self, handle: int, spec: ProcessSpec, log: OutputLog) -> None:
+        self.handle = handle
+        self.spec = spec
+        self.log = log
+        self.scope = trio.CancelScope(shield=True)
+        self.pid = 0
+        self.started_at = 0
+        self.duration_seconds: float | None = None
+        self._started_clock = 0.0
+        self._unit: Unit | None = None
+        self._stdin: Stdin | None = None
+        self._exited_at: int | None = None
+        self._exit_status: ExitStatus | None = None
+        self._timed_out = False
+        self._ended = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Process {self.handle} pid {self.pid} {self.status}: {self.command!r}>"
+
+    @property
+    def command(self) -> str:
+        """The command as requested."""
+        return self.spec.command
+
+    @property
+    def args(self) -> tuple[str, ...]:
+        """The arguments as requested."""
+        return self.spec.args
+
+    @property
+    def status(self) -> Status:
+        """`running` until the end is complete, then how the leader ended."""
+        if self._exit_status is None:
+            return "running"
+        return "exited" if self._exit_status.signal is None else "signaled"
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the leader passed to exit(3), if `exited`."""
+        return None if self._exit_status is None else self._exit_status.exit_code
+
+    @property
+    def signal(self) -> int | None:
+        """The number of the signal that ended the leader, if one did."""
+        return None if self._exit_status is None else self._exit_status.signal
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended; like `status`, but `timed_out` if its timeout killed it."""
+        if self._timed_out and self.signal == signal.SIGKILL:
+            return "timed_out"
+        status = self.status
+        return None if status == "running" else status
+
+    @property
+    def ended_at(self) -> int | None:
+        """When the leader exited, integer ms since the epoch; None while running."""
+        return None if self._exit_status is None else self._exited_at
+
+    @property
+    def stdin_writable(self) -> bool:
+        """Whether stdin is a pipe that is still open here."""
+        return self._stdin is not None and self._stdin.writable
+
+    @property
+    def record(self) -> ProcessRecord:
+        """A snapshot of all of this."""
+        return ProcessRecord(
+            handle=self.handle,
+            pid=self.pid,
+            status=self.status,
+            exit_code=self.exit_code,
+            signal=self.signal,
+            oom_killed=self.status == "oom_killed",
+            stdin_writable=self.stdin_writable,
+            command=self.command,
+            args=self.args,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            output_dropped_bytes=self.log.dropped_bytes,
+        )
+
+    def output(self, position: int = 0, *, stream: Stream | None = None) -> Cursor:
+        """Read the output from `position` on: an async iterator of chunks, live until the end."""
+        return self.log.cursor(position, stream=stream)
+
+    def lines(self, *, stream: Stream | None = None) -> LineReader:
+        """Read the output as lines: an async iterator of lines and gaps, live until the end."""
+        return LineReader(self.log.cursor(stream=stream))
+
+    async def wait(self) -> ProcessRecord:
+        """Wait for the end and return the final record.
+
+        Afterwards the output is complete, and nothing of the process is alive.
+        """
+        await self._ended.wait()
+        return self.record
+
+    def send_signal(self, signum: int) -> None:
+        """Send a signal to the process's group.
+
+        Raises:
+          InvalidSignal: there is no such signal.
+          ProcessNotRunning: the process has ended.
+        """
+        if signum not in signal.valid_signals():
+            raise InvalidSignal(f"there is no signal {signum}", field="signal")
+        if self._unit is None:
+            raise ProcessNotRunning(f"{self._name} is not running")
+        self._unit.signal_group(signum)
+
+    async def kill(self) -> None:
+        """SIGKILL the whole tree and return once it is dead. Nothing to do after the end."""
+        if self._unit is not None:
+            self._unit.signal_group(signal.SIGKILL)
+        await self._ended.wait()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """SIGTERM the group, and SIGKILL the tree if it has not ended after `grace_seconds`.
+
+        If cancelled, the process may still be running.
+        """
+        if self._unit is not None:
+            self._unit.signal_group(signal.SIGTERM)
+            # A stopped process takes no SIGTERM before it is continued.
+            self._unit.signal_group(signal.SIGCONT)
+        with trio.move_on_after(grace_seconds):
+            await self._ended.wait()
+            return
+        await self.kill()
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Write to stdin and return once the pipe has taken everything.
+
+        While the pipe is full this waits for the process to read, and ends
+        when the process does. Concurrent writes follow each other whole. If
+        cancelled, a part of `data` may have been written.
+
+        Raises:
+          StdinNotWritable: not a pipe, closed, or no process reads it.
+        """
+        if self._stdin is None:
+            raise StdinNotWritable(f"stdin of {self._name} is not an open pipe", field="stdin")
+        await self._stdin.write(data)
+
+    async def close_stdin(self) -> None:
+        """Let the process read end-of-file after what was written. Repeating it is fine.
+
+        Waits for the writes that came before.
+
+        Raises:
+          StdinNotWritable: stdin was never a pipe.
+        """
+        if self.spec.stdin_mode != "pipe":
+            raise StdinNotWritable(f"stdin of {self._name} is not a pipe", field="stdin")
+        if self._stdin is not None:
+            await self._stdin.close()
+
+    @property
+    def _name(self) -> str:
+        return f"process {self.handle} (pid {self.pid})"
+
+    # --- for `life` alone ---
+
+    def begin(self, unit: Unit, stdin: Stdin | None) -> None:
+        """The command has been executed."""
+        self.pid = unit.leader
+        self.started_at = now_ms()
+        self._started_clock = time.monotonic()
+        self._unit = unit
+        self._stdin = stdin
+
+    def note_timeout(self) -> None:
+        """Its time was up before it had exited."""
+        self._timed_out = True
+
+    def note_exit(self) -> None:
+        """The leader has exited; the end is not complete yet."""
+        self._exited_at = now_ms()
+        self.duration_seconds = time.monotonic() - self._started_clock
+
+    @property
+    def has_exited(self) -> bool:
+        """Whether the leader has exited, which comes before the complete end."""
+        return self._exited_at is not None
+
+    def finish(self, exit_status: ExitStatus) -> None:
+        """The end is complete: close the log and make the status final, both at once."""
+        self._exit_status = exit_status
+        self._unit = None
+        self._stdin = None
+        self.log.close()
+        self._ended.set()
+
+
+def now_ms() -> int:
+    """Integer milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,83 @@
+"""What to start: frozen structs, checked once, without any I/O."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from .errors import BadEnvironmentName, InvalidText, NulByte, SpecError
+
+StdinMode = Literal["closed", "pipe"]
+OutputMode = Literal["capture", "discard"]
+
+# (uid_t)-1 means "leave unchanged" to setresuid(2), so it is no id.
+AccountId = Annotated[int, Meta(ge=0, le=2**32 - 2)]
+
+
+class User(Struct, frozen=True, kw_only=True):
+    """Whom to run as: an account's `name`, or a `uid`; `gid` replaces the account's own group."""
+
+    name: str | None = None
+    uid: AccountId | None = None
+    gid: AccountId | None = None
+
+
+class ProcessSpec(Struct, frozen=True, kw_only=True):
+    """What to start.
+
+    Strings become bytes by `os.fsencode`, so a Python caller can pass any
+    bytes through `surrogateescape`.
+
+    Attributes:
+      command: path of a program, or a name to be looked up in the child's PATH.
+      args: arguments after the command's own name.
+      env: variables that are added to the supervisor's base environment.
+      working_dir: directory to start in; the supervisor's own when None.
+      user: account name, uid, `uid:gid` or `User`; the supervisor's default when None.
+      stdin_mode: `closed` reads end-of-file at once, `pipe` is fed by `write_stdin`.
+      stdout_mode: `capture` into the process's output log, or `discard`.
+      stderr_mode: the same for stderr.
+    """
+
+    command: str
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    working_dir: str | None = None
+    user: str | User | None = None
+    stdin_mode: StdinMode = "closed"
+    stdout_mode: OutputMode = "capture"
+    stderr_mode: OutputMode = "capture"
+
+    def check(self) -> None:
+        """Raise `SpecError` for what no kernel could start.
+
+        Raises:
+          NulByte, InvalidText, BadEnvironmentName, SpecError: with `field` set.
+        """
+        if not self.command:
+            raise SpecError("command is empty", field="command")
+        _check_text(self.command, "command")
+        for index, argument in enumerate(self.args):
+            _check_text(argument, f"args[{index}]")
+        for name, value in self.env.items():
+            if not name or "=" in name:
+                raise BadEnvironmentName(
+                    f"{name!r} cannot name an environment variable", field="env"
+                )
+            _check_text(name, "env")
+            _check_text(value, f"env.{name}")
+        if self.working_dir is not None:
+            if not self.working_dir:
+                raise SpecError("working_dir is empty", field="working_dir")
+            _check_text(self.working_dir, "working_dir")
+
+
+def _check_text(text: str, field: str) -> None:
+    if "\0" in text:
+        raise NulByte(f"{field} holds a NUL byte", field=field)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise InvalidText(f"{field} holds a lone surrogate", field=field) from error

@@ -1,0 +1,229 @@
+"""The supervisor: starts processes, owns them, and lets none outlive it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from msgspec import Struct
+
+from .accounts import Account, look_up
+from .errors import SpecError, SupervisorClosed
+from .life import Circumstances, live
+from .output import OutputLog
+from .process import Process
+from .record import RunResult
+from .registry import Registry, Retention
+from .spec import ProcessSpec, User
+from .unit import MARK_NAME
+
+_logger = logging.getLogger(__name__)
+
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class SupervisorConfig(Struct, frozen=True, kw_only=True):
+    """Settings of a supervisor.
+
+    Attributes:
+      default_user: whom processes run as when their spec names no user; None
+        for the supervisor's own user.
+      environment: what every process's environment starts from; None for this
+        program's own, without the daemon's settings (`CRECHE_*`).
+      retention: how long finished processes stay readable.
+      output_limit_bytes: how much output each process's log keeps; past it
+        the oldest bytes go, and readers are told.
+      grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
+      drain_seconds: how long descendants that hold the output pipes may go on
+        writing after the leader's exit, before they are killed.
+    """
+
+    default_user: str | User | None = None
+    environment: dict[str, str] | None = None
+    retention: Retention = Retention()
+    output_limit_bytes: int = 64 * 1024 * 1024
+    grace_seconds: float = 5.0
+    drain_seconds: float = 0.05
+
+
+class Supervisor:
+    """Owns processes. Made by `open_supervisor`."""
+
+    def __init__(self, nursery: trio.Nursery, config: SupervisorConfig) -> None:
+        self.config = config
+        self._nursery = nursery
+        self._registry = Registry(config.retention)
+        self._handles = itertools.count(1)
+        self._closing = False
+        self._name = secrets.token_hex(8)
+        environment = dict(os.environ) if config.environment is None else config.environment
+        self._outer_mark = environment.get(MARK_NAME)
+        self._environment = {
+            name: value for name, value in environment.items() if not name.startswith("CRECHE_")
+        }
+        self._environment.setdefault("PATH", _DEFAULT_PATH)
+
+    async def start(self, spec: ProcessSpec, *, timeout: float | None = None) -> Process:
+        """Start a process and return it once its command has been executed.
+
+        Args:
+          spec: what to start.
+          timeout: seconds after which its whole tree is killed; None for never.
+
+        If this is cancelled, either no process is left or it is returned.
+
+        Raises:
+          SpecError: the spec can never be started.
+          LaunchError: it could not be started now; the subclass says why.
+          SupervisorClosed: the supervisor is stopping.
+        """
+        if self._closing:
+            raise SupervisorClosed("the supervisor is stopping")
+        spec.check()
+        if timeout is not None and not timeout >= 0:
+            raise SpecError("timeout is not a number of seconds", field="timeout")
+        handle = next(self._handles)
+        process = Process(handle, spec, OutputLog(self.config.output_limit_bytes))
+        mark = f"{self._name}-{handle}"
+        account, environment = self._identity(spec, mark)
+        circumstances = Circumstances(
+            account, environment, mark, timeout, self.config.drain_seconds
+        )
+        await self._nursery.start(self._own, process, circumstances)
+        return process
+
+    async def run(self, spec: ProcessSpec, *, timeout: float | None = None) -> RunResult:
+        """Start a process, wait for its end and return its outputs.
+
+        Args:
+          spec: what to start.
+          timeout: seconds after which its whole tree is killed; None for never.
+
+        If this is cancelled, the whole tree is killed before it returns.
+
+        Raises: as `start`.
+        """
+        process = await self.start(spec, timeout=timeout)
+        try:
+            record = await process.wait()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await process.kill()
+            raise
+        reason = process.reason
+        assert reason is not None
+        return RunResult(
+            record=record,
+            reason=reason,
+            stdout=process.log.read_bytes("stdout"),
+            stderr=process.log.read_bytes("stderr"),
+        )
+
+    def by_handle(self, handle: int) -> Process:
+        """The process with that handle.
+
+        Raises:
+          ProcessNotFound: there is none, or it has been forgotten.
+        """
+        return self._registry.by_handle(handle)
+
+    def by_pid(self, pid: int, *, handle: int | None = None) -> Process:
+        """The newest process that had this pid; with `handle`, only if it is that one.
+
+        Raises:
+          ProcessNotFound: there is none, or it has been forgotten.
+          PidReused: the newest process with this pid has another handle.
+        """
+        return self._registry.by_pid(pid, handle=handle)
+
+    def processes(self) -> list[Process]:
+        """All remembered processes, running and finished, oldest first."""
+        return list(self._registry)
+
+    @property
+    def running(self) -> int:
+        """How many processes are running."""
+        return self._registry.running
+
+    @property
+    def total(self) -> int:
+        """How many processes have ever been started here."""
+        return self._registry.total
+
+    async def stop(self) -> None:
+        """Start nothing any more and end everything: SIGTERM, the grace period, SIGKILL of the trees.
+
+        Returns when all processes have ended. They stay readable until the
+        supervisor is left. If cancelled, the grace period is cut short only
+        for the caller; leaving the supervisor ends what is left.
+        """
+        self._closing = True
+        async with trio.open_nursery() as nursery:
+            for process in self._registry:
+                if process.status == "running":
+                    nursery.start_soon(process.stop, self.config.grace_seconds)
+
+    async def _own(
+        self,
+        process: Process,
+        circumstances: Circumstances,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        def started() -> None:
+            if self._closing:
+                raise SupervisorClosed("the supervisor is stopping")
+            self._registry.add(process)
+            task_status.started()
+
+        await live(process, circumstances, started)
+        self._registry.finished(process)
+
+    def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, dict[str, str]]:
+        """Whom the process becomes (None: nobody else) and its whole environment."""
+        user = self.config.default_user if spec.user is None else spec.user
+        environment = self._environment.copy()
+        account = None if user is None else look_up(user)
+        if account is not None:
+            environment.update(account.environment)
+            if account.is_own:
+                account = None
+        environment.update(spec.env)
+        environment[MARK_NAME] = mark if self._outer_mark is None else f"{self._outer_mark}/{mark}"
+        return account, environment
+
+
+@asynccontextmanager
+async def open_supervisor(
+    config: SupervisorConfig = SupervisorConfig(),
+) -> AsyncIterator[Supervisor]:
+    """A supervisor for the length of an `async with` block.
+
+    Leaving the block, in whatever way, stops every process: SIGTERM, the
+    grace period, SIGKILL of what is left of each tree. When the block is left
+    nothing of them is alive and nothing is unreaped; only a process in
+    uninterruptible sleep is given up, after five seconds and with an error in
+    the log. A cancelled block is left only after that, too.
+
+    What the block raises comes out as it is, not in an exception group.
+    """
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        supervisor = Supervisor(nursery, config)
+        nursery.start_soon(supervisor._registry.expire)
+        try:
+            yield supervisor
+        except BaseException as error:
+            # Raised again below: the nursery would wrap it in a group.
+            failure = error
+        finally:
+            with trio.CancelScope(shield=True):
+                await supervisor.stop()
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

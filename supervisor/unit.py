@@ -1,0 +1,176 @@
+"""The unit: one leader process and everything that descends from it.
+
+Every leader has a session of its own, and every process that it starts
+inherits a mark in its environment. So a process belongs to the unit if it is
+in the leader's session or group, if its parent belongs, or if it bears the
+mark; a descendant that double-forks and calls setsid(2) still bears the mark.
+(One that also erases its environment escapes; only a cgroup holds that.)
+
+No signal is sent to a number that could have come to mean a stranger. The
+leader's pid and group stay reserved until the leader is reaped, which its
+owner does last of all; every other member is held by a pidfd, and looked at
+again once held, before it is signalled.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import trio
+
+# pidfd_send_signal(2), since Linux 6.9; unknown to older kernels (EINVAL).
+_PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
+
+MARK_NAME = "CRECHE_UNIT"
+"""The environment variable that all members of a unit inherit.
+
+Its value is a path of marks, outermost first: a supervisor that itself runs in
+a unit adds its own, so that its processes stay members of the outer unit too.
+"""
+
+_MARK_PREFIX = f"{MARK_NAME}=".encode()
+
+# Until this much time has passed not even a fast machine has gone through all
+# pids, so the pids given out since a leader's start are an interval.
+_PID_CYCLE_SECONDS = 1.0
+
+
+class Unit:
+    """The members of one unit, from the leader's start until it is reaped.
+
+    Args:
+      leader: pid of the leader, which is a session leader and not reaped.
+      pidfd: the leader's pidfd; it stays the caller's.
+      mark: this unit's own mark in the environment of all members.
+    """
+
+    __slots__ = ("_mark", "_pidfd", "_started", "leader")
+
+    def __init__(self, leader: int, pidfd: int, mark: str) -> None:
+        self.leader = leader
+        self._pidfd = pidfd
+        self._mark = mark.encode()
+        self._started = trio.current_time()
+
+    def signal_group(self, signum: int) -> None:
+        """Send a signal to the leader's process group. The leader must not have been reaped."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum, None, _PIDFD_SIGNAL_PROCESS_GROUP)
+        except ProcessLookupError:
+            pass  # Only the zombie is left of the group.
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Not yet reaped, hence still the number of this very group.
+            os.killpg(self.leader, signum)
+
+    async def kill_descendants(self) -> int:
+        """Kill everything but the leader and return once it is dead; how many were killed.
+
+        For a leader that has exited. Processes in uninterruptible sleep die
+        when the kernel lets them, and this waits for that.
+        """
+        killed = 0
+        while members := self._held_members():
+            try:
+                for pidfd in members.values():
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                for pidfd in members.values():
+                    await trio.lowlevel.wait_readable(pidfd)
+                    killed += 1
+            finally:
+                for pidfd in members.values():
+                    os.close(pidfd)
+        return killed
+
+    def _held_members(self) -> dict[int, int]:
+        """Pidfds of all living members but the leader, by pid."""
+        found: dict[int, int] = {}
+        for pid in self._members():
+            try:
+                found[pid] = os.pidfd_open(pid)
+            except OSError as error:
+                if error.errno not in (errno.ESRCH, errno.EINVAL):
+                    for pidfd in found.values():
+                        os.close(pidfd)
+                    raise
+        # The pid may have been reused between the look and the hold.
+        if found:
+            still = set(self._members(among=found))
+            for pid in found.keys() - still:
+                os.close(found.pop(pid))
+        return found
+
+    def _members(self, among: dict[int, int] | None = None) -> list[int]:
+        candidates = self._candidates() if among is None else among
+        family = {self.leader}
+        strangers: list[_Stat] = []
+        for pid in sorted(candidates):
+            stat = _read_stat(pid)
+            if stat is None or pid == self.leader or stat.state in "ZX":
+                continue
+            if stat.session == self.leader or stat.group == self.leader or self._bears_mark(pid):
+                family.add(pid)
+            else:
+                strangers.append(stat)
+        # A child has its parent's membership, whatever it did to its session
+        # and environment. Repeated, because pids wrap: a child's may be lower.
+        while grown := [stat for stat in strangers if stat.parent in family]:
+            family.update(stat.pid for stat in grown)
+            strangers = [stat for stat in strangers if stat.pid not in family]
+        family.discard(self.leader)
+        return sorted(family)
+
+    def _candidates(self) -> Iterator[int]:
+        """The pids that can be members: those given out since the leader's start."""
+        with open("/proc/loadavg", "rb") as file:
+            newest = int(file.read().rsplit(maxsplit=1)[1])
+        if newest == self.leader:
+            return
+        everything = trio.current_time() - self._started > _PID_CYCLE_SECONDS
+        wrapped = newest < self.leader
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                pid = int(name)
+                if (
+                    everything
+                    or self.leader < pid <= newest
+                    or (wrapped and (pid > self.leader or pid <= newest))
+                ):
+                    yield pid
+
+    def _bears_mark(self, pid: int) -> bool:
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read()
+        except OSError:
+            return False  # Gone, or another user's and so not started by us.
+        return self._mark in environment and any(
+            self._mark in variable.removeprefix(_MARK_PREFIX).split(b"/")
+            for variable in environment.split(b"\0")
+            if variable.startswith(_MARK_PREFIX)
+        )
+
+
+class _Stat(NamedTuple):
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    """The head of /proc/PID/stat (proc_pid_stat(5)); None when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name, in parentheses, may hold anything.
+            fields = file.read().rpartition(b") ")[2].split(maxsplit=4)
+    except OSError:
+        return None
+    state, parent, group, session, _ = fields
+    return _Stat(pid, state.decode(), int(parent), int(group), int(session))
