@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import stat
-import subprocess
 from types import TracebackType
 
 import trio

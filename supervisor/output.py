@@ -95,7 +95,8 @@ class OutputLog:
 
     def append(self, stream: Stream, data: bytes, timestamp_ms: int) -> None:
         """Add captured bytes and wake the readers that wait for them."""
-        assert data and not self._closed
+        assert data
+        assert not self._closed
         self._chunks.append(Chunk(self._end, timestamp_ms, stream, data))
         self._end += len(data)
         if self.kept_bytes > self._limit_bytes:
@@ -158,13 +159,13 @@ class Cursor:
         if (gap := self._log.start - self._position) > 0:
             self._missed_bytes += gap
             self._position += gap
-        # No chunk ends at or before a position that lies inside or before it.
-        index = bisect_right(chunks, self._position, key=_position)
-        if index and chunks[index - 1].end > self._position:
-            index -= 1
+        # The position may lie inside a chunk, which then is the one before.
+        first = bisect_right(chunks, self._position, key=_position)
+        if first and chunks[first - 1].end > self._position:
+            first -= 1
         taken: list[Chunk] = []
         size = 0
-        for index in range(index, len(chunks)):
+        for index in range(first, len(chunks)):
             if size >= max_bytes:
                 return taken
             chunk = chunks[index]

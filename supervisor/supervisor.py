@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -52,10 +53,16 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
 
 
 class Supervisor:
-    """Owns processes. Made by `open_supervisor`."""
+    """Owns processes. Made by `open_supervisor`.
+
+    Attributes:
+      config: its settings.
+      opened_at: when it was opened, in seconds of `time.monotonic`.
+    """
 
     def __init__(self, nursery: trio.Nursery, config: SupervisorConfig) -> None:
         self.config = config
+        self.opened_at = time.monotonic()
         self._nursery = nursery
         self._registry = Registry(config.retention)
         self._handles = itertools.count(1)
@@ -155,18 +162,21 @@ class Supervisor:
         """How many processes have ever been started here."""
         return self._registry.total
 
-    async def stop(self) -> None:
-        """Start nothing any more and end everything: SIGTERM, the grace period, SIGKILL of the trees.
+    async def stop(self, *, grace_seconds: float | None = None) -> None:
+        """Start nothing any more and end everything: SIGTERM, then SIGKILL of the whole trees.
 
-        Returns when all processes have ended. They stay readable until the
-        supervisor is left. If cancelled, the grace period is cut short only
-        for the caller; leaving the supervisor ends what is left.
+        Args:
+          grace_seconds: between the two; None for the configured time.
+
+        Returns when all processes have ended; they stay readable. If
+        cancelled, those that have not ended yet may still be running.
         """
         self._closing = True
+        grace = self.config.grace_seconds if grace_seconds is None else grace_seconds
         async with trio.open_nursery() as nursery:
             for process in self._registry:
                 if process.status == "running":
-                    nursery.start_soon(process.stop, self.config.grace_seconds)
+                    nursery.start_soon(process.stop, grace)
 
     async def _own(
         self,

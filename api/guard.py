@@ -1,0 +1,91 @@
+"""Who may call: the token, and against web pages the Host and the Origin.
+
+A daemon that runs commands for whoever reaches its port must not be reachable
+from a web page. A page can reach a loopback port in two ways: by a request to
+another origin, which browsers mark, and by DNS rebinding, where a name of its
+own comes to mean 127.0.0.1; such a request names that host. With a token
+neither helps a page, since it does not know the token.
+"""
+
+from __future__ import annotations
+
+import hmac
+from ipaddress import ip_address
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+
+from .problems import HostRefused, OriginRefused, RequestError, Unauthorized, answer
+
+
+class Guard:
+    """An ASGI app that lets through what is allowed, to another app.
+
+    Args:
+      app: the app to protect.
+      token: what every request must bear, or None for no authentication.
+      any_host: whether the Host header may be anything, as on a Unix socket,
+        which no web page can reach.
+    """
+
+    def __init__(self, app: ASGIFramework, token: bytes | None, *, any_host: bool) -> None:
+        self._app = app
+        self._token = token
+        self._any_host = any_host
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self._check(dict(scope["headers"]))
+            except RequestError as error:
+                if scope["type"] != "http":
+                    # ASGI: closing before accepting answers the handshake with 403.
+                    await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
+                    return
+                status, headers, body = answer(error)
+                encoded = [(key.encode(), value.encode()) for key, value in headers]
+                encoded.append((b"content-length", str(len(body)).encode()))
+                await send(
+                    {
+                        "type": "http.response.start",
+                        "status": status,
+                        "headers": encoded,
+                        "trailers": False,
+                    }
+                )
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, headers: dict[bytes, bytes]) -> None:
+        if self._token is not None:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
+                raise Unauthorized("this daemon needs `Authorization: Bearer` with its token")
+            return
+        host = headers.get(b"host", b"").decode("latin-1")
+        if not self._any_host and not _is_safe_host(host):
+            raise HostRefused(
+                f"Host {host[:100]!r} is neither an address, localhost, nor under .local; "
+                "use a token to serve under other names"
+            )
+        origin = headers.get(b"origin")
+        if origin is not None and origin.decode("latin-1").partition("://")[2] != host:
+            raise OriginRefused("requests from web pages of other origins are refused")
+        if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
+            raise OriginRefused("requests from web pages of other origins are refused")
+
+
+def _is_safe_host(host: str) -> bool:
+    """Whether no DNS server of somebody else's could have made this name mean us."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    name = name.rstrip(".").lower()
+    if name == "localhost" or name.endswith((".local", ".localhost")):
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,188 @@
+"""From errors to answers: one table of all codes and their HTTP statuses.
+
+A 502, 503 or 504 makes clients send the request again. So 503 stands only
+where provably nothing has happened.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import ClassVar, NamedTuple
+
+import msgspec
+import werkzeug.exceptions
+from werkzeug.exceptions import HTTPException
+
+import supervisor
+
+from .schemas import ErrorBody
+
+_logger = logging.getLogger(__name__)
+_encoder = msgspec.json.Encoder()
+
+
+class RequestError(Exception):
+    """A request that is refused before it reaches the supervisor."""
+
+    code: ClassVar[str] = "BAD_REQUEST"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class MalformedJson(RequestError):
+    """The body is not JSON in UTF-8."""
+
+    code = "MALFORMED_JSON"
+
+
+class InvalidRequest(RequestError):
+    """The JSON has another shape than documented; `error` names the place."""
+
+    code = "INVALID_REQUEST"
+
+
+class InvalidQuery(RequestError):
+    """A query parameter has another form than documented."""
+
+    code = "INVALID_QUERY"
+
+
+class UnsupportedMediaType(RequestError):
+    """The body must be sent as `application/json`."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+
+
+class BodyTooLarge(RequestError):
+    """The JSON body is larger than the daemon takes."""
+
+    code = "BODY_TOO_LARGE"
+
+
+class BodyTimeout(RequestError):
+    """The JSON body did not come in time."""
+
+    code = "BODY_TIMEOUT"
+
+
+class Unauthorized(RequestError):
+    """The daemon has a token and the request does not bear it."""
+
+    code = "UNAUTHORIZED"
+
+
+class HostRefused(RequestError):
+    """The Host header is a name that could have been rebound to this address."""
+
+    code = "HOST_REFUSED"
+
+
+class OriginRefused(RequestError):
+    """A browser sent the request for a page of another origin."""
+
+    code = "ORIGIN_REFUSED"
+
+
+class RouteNotFound(RequestError):
+    """The daemon has nothing at that path."""
+
+    code = "ROUTE_NOT_FOUND"
+
+
+class MethodNotAllowed(RequestError):
+    """The path is right but the method is not."""
+
+    code = "METHOD_NOT_ALLOWED"
+
+
+class Internal(RequestError):
+    """A defect of the daemon; its log says more."""
+
+    code = "INTERNAL"
+
+
+ClientError = type[RequestError] | type[supervisor.SupervisorError]
+
+STATUS: dict[ClientError, int] = {
+    MalformedJson: 400,
+    InvalidQuery: 400,
+    Unauthorized: 401,
+    HostRefused: 403,
+    OriginRefused: 403,
+    RouteNotFound: 404,
+    MethodNotAllowed: 405,
+    BodyTimeout: 408,
+    BodyTooLarge: 413,
+    UnsupportedMediaType: 415,
+    InvalidRequest: 422,
+    Internal: 500,
+    supervisor.SpecError: 400,
+    supervisor.NulByte: 400,
+    supervisor.InvalidText: 400,
+    supervisor.BadEnvironmentName: 400,
+    supervisor.InvalidUser: 400,
+    supervisor.CommandNotFound: 400,
+    supervisor.InterpreterNotFound: 400,
+    supervisor.NotExecutable: 400,
+    supervisor.CommandIsDirectory: 400,
+    supervisor.WorkingDirNotFound: 400,
+    supervisor.WorkingDirNotADirectory: 400,
+    supervisor.PermissionDenied: 403,
+    supervisor.UserNotFound: 400,
+    supervisor.UserNotPermitted: 403,
+    supervisor.ArgumentListTooLong: 400,
+    supervisor.LaunchError: 500,
+    supervisor.OutOfProcesses: 503,
+    supervisor.OutOfDescriptors: 503,
+    supervisor.OutOfMemory: 503,
+    supervisor.SupervisorClosed: 503,
+    supervisor.ProcessNotFound: 404,
+    supervisor.PidReused: 409,
+    supervisor.ProcessNotRunning: 400,
+    supervisor.InvalidSignal: 400,
+    supervisor.StdinNotWritable: 400,
+}
+"""Every error that a client can see, and its status."""
+
+
+class Answer(NamedTuple):
+    """An error answer, ready to be sent."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+
+def answer(error: Exception) -> Answer:
+    """The answer to a request that has failed with `error`; logs what nobody foresaw."""
+    headers = [("content-type", "application/json")]
+    if isinstance(error, HTTPException):
+        if isinstance(error, werkzeug.exceptions.MethodNotAllowed) and error.valid_methods:
+            headers.append(("allow", ", ".join(sorted(error.valid_methods))))
+        error = _from_framework(error)
+    if not isinstance(error, (RequestError, supervisor.SupervisorError)):
+        _logger.error("unforeseen error in a request", exc_info=error)
+        error = Internal("internal error; the daemon's log says more")
+    status = STATUS[type(error)]
+    if status == 401:
+        headers.append(("www-authenticate", "Bearer"))
+    if status == 503:
+        headers.append(("retry-after", "1"))
+    body = ErrorBody(str(error), error.code, error.field)
+    return Answer(status, headers, _encoder.encode(body))
+
+
+def _from_framework(error: HTTPException) -> Exception:
+    match error.code:
+        case 404:
+            return RouteNotFound("there is nothing at this path")
+        case 405:
+            return MethodNotAllowed("this path does not take this method")
+        case 408:
+            return BodyTimeout("the body did not come in time")
+        case 413:
+            return BodyTooLarge("the body is too large")
+        case _:
+            return error

@@ -1,0 +1,83 @@
+"""Handlers that answer at once: start, list, get, delete, signal, stdin/close and the outputs."""
+
+from __future__ import annotations
+
+import msgspec
+from quart import Request, Response
+
+from supervisor import Gap, Process, ProcessSpec, Stream, Supervisor
+
+from .requests import find, read_json
+from .schemas import OutputLines, ProcessList, SignalRequest, Success
+
+_encoder = msgspec.json.Encoder()
+_start_decoder = msgspec.json.Decoder(ProcessSpec)
+_signal_decoder = msgspec.json.Decoder(SignalRequest)
+
+
+async def start(supervisor: Supervisor, request: Request) -> Response:
+    """POST /processes"""
+    spec = await read_json(request, _start_decoder)
+    process = await supervisor.start(spec)
+    return json_response(process.record, 201)
+
+
+async def list_all(supervisor: Supervisor, request: Request) -> Response:
+    """GET /processes"""
+    return json_response(ProcessList([process.record for process in supervisor.processes()]))
+
+
+async def get(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}"""
+    return json_response(find(supervisor, request, pid_or_name).record)
+
+
+async def delete(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """DELETE /processes/{pid_or_name}"""
+    await find(supervisor, request, pid_or_name).kill()
+    return Response(status=204)
+
+
+async def send_signal(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """POST /processes/{pid_or_name}/signal"""
+    wanted = await read_json(request, _signal_decoder)
+    find(supervisor, request, pid_or_name).send_signal(wanted.signal)
+    return json_response(Success())
+
+
+async def close_stdin(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """POST /processes/{pid_or_name}/stdin/close"""
+    await find(supervisor, request, pid_or_name).close_stdin()
+    return Response(status=204)
+
+
+async def stdout(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/stdout"""
+    return _output_lines(find(supervisor, request, pid_or_name), "stdout")
+
+
+async def stderr(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/stderr"""
+    return _output_lines(find(supervisor, request, pid_or_name), "stderr")
+
+
+async def output(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/output"""
+    return _output_lines(find(supervisor, request, pid_or_name), None)
+
+
+def _output_lines(process: Process, stream: Stream | None) -> Response:
+    reader = process.lines(stream=stream)
+    lines: list[str] = []
+    missing_bytes = 0
+    for item in (*reader.take(process.log.kept_bytes), *reader.rest()):
+        if isinstance(item, Gap):
+            missing_bytes += item.missing_bytes
+        else:
+            lines.append(item.text)
+    return json_response(OutputLines(process.pid, lines, len(lines), missing_bytes))
+
+
+def json_response(body: msgspec.Struct, status: int = 200) -> Response:
+    """An answer with a struct as JSON."""
+    return Response(_encoder.encode(body), status, content_type="application/json")

@@ -1,0 +1,192 @@
+"""The table of all routes: what the app serves and what the OpenAPI document says, from one source."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+import supervisor
+from supervisor import ProcessRecord, ProcessSpec
+
+from . import direct, problems, processes, streams, system
+from .schemas import Health, Info, OutputLines, ProcessList, RunRequest, SignalRequest, Success
+
+PREFIX = "/api/v1"
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """One operation.
+
+    Attributes:
+      method, path: as in OpenAPI; the path comes after `PREFIX`.
+      summary: what it does, in one line.
+      handler: an async function; of the supervisor, the request and the path's
+        parameters, or for a direct route of the supervisor and the call.
+      direct: whether it is served in front of Quart.
+      request: the struct of the JSON body, or the media type of another body.
+      status: of success.
+      response: the struct of the JSON answer, a media type, or None for no body.
+      errors: what may be raised, besides what any request may meet.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    summary: str
+    handler: Any
+    direct: bool = False
+    request: type[Struct] | str | None = None
+    status: int = 200
+    response: type[Struct] | str | None = None
+    errors: tuple[problems.ClientError, ...] = ()
+
+
+_LAUNCH = (
+    *(e for e in problems.STATUS if issubclass(e, (supervisor.SpecError, supervisor.LaunchError))),
+    supervisor.SupervisorClosed,
+)
+_JSON = (
+    problems.MalformedJson,
+    problems.UnsupportedMediaType,
+    problems.InvalidRequest,
+    problems.BodyTooLarge,
+    problems.BodyTimeout,
+)
+_FIND = (supervisor.ProcessNotFound, supervisor.PidReused, problems.InvalidQuery)
+_ONE = "/processes/{pid_or_name}"
+_EVENTS = "text/event-stream"
+
+ROUTES = (
+    Route(
+        method="POST",
+        path="/processes",
+        summary="Start a process",
+        handler=processes.start,
+        request=ProcessSpec,
+        status=201,
+        response=ProcessRecord,
+        errors=_JSON + _LAUNCH,
+    ),
+    Route(
+        method="GET",
+        path="/processes",
+        summary="List all remembered processes",
+        handler=processes.list_all,
+        response=ProcessList,
+    ),
+    Route(
+        method="POST",
+        path="/processes/run",
+        summary="Run a command and stream its output and exit as events",
+        handler=direct.run,
+        direct=True,
+        request=RunRequest,
+        response=_EVENTS,
+        errors=_JSON + _LAUNCH,
+    ),
+    Route(
+        method="GET",
+        path=_ONE,
+        summary="Get a process",
+        handler=processes.get,
+        response=ProcessRecord,
+        errors=_FIND,
+    ),
+    Route(
+        method="DELETE",
+        path=_ONE,
+        summary="Kill a process and its whole tree",
+        handler=processes.delete,
+        status=204,
+        errors=_FIND,
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/signal",
+        summary="Send a signal to a process's group",
+        handler=processes.send_signal,
+        request=SignalRequest,
+        response=Success,
+        errors=_JSON + _FIND + (supervisor.ProcessNotRunning, supervisor.InvalidSignal),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/stdin",
+        summary="Write to a process's stdin",
+        handler=direct.write_stdin,
+        direct=True,
+        request="application/octet-stream",
+        status=204,
+        errors=(*_FIND, supervisor.StdinNotWritable),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/stdin/close",
+        summary="Close a process's stdin",
+        handler=processes.close_stdin,
+        status=204,
+        errors=(*_FIND, supervisor.StdinNotWritable),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/stdout",
+        summary="The lines of stdout so far",
+        handler=processes.stdout,
+        response=OutputLines,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/stderr",
+        summary="The lines of stderr so far",
+        handler=processes.stderr,
+        response=OutputLines,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/output",
+        summary="The lines of both streams so far, in arrival order",
+        handler=processes.output,
+        response=OutputLines,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/stdout/follow",
+        summary="Follow stdout from its beginning to the process's end",
+        handler=streams.follow_stdout,
+        response=_EVENTS,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/stderr/follow",
+        summary="Follow stderr from its beginning to the process's end",
+        handler=streams.follow_stderr,
+        response=_EVENTS,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/output/follow",
+        summary="Follow both streams, in arrival order",
+        handler=streams.follow_output,
+        response=_EVENTS,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path="/health",
+        summary="Whether the daemon answers",
+        handler=system.health,
+        response=Health,
+    ),
+    Route(
+        method="GET",
+        path="/info",
+        summary="The daemon's version, uptime and numbers of processes",
+        handler=system.info,
+        response=Info,
+    ),
+)

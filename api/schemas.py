@@ -1,0 +1,102 @@
+"""The JSON of the contract, as msgspec structs: requests are validated by them, the OpenAPI document is made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from supervisor import ProcessRecord, ProcessSpec, Reason, Stream
+
+
+class RunRequest(ProcessSpec, frozen=True, kw_only=True):
+    """What to run. stdin is closed and both outputs are captured, whatever the modes say."""
+
+    timeout: (
+        Annotated[float, Meta(ge=0, description="Seconds; then the tree is killed.")] | None
+    ) = None
+
+
+class SignalRequest(Struct, frozen=True):
+    """A signal by its number."""
+
+    signal: Annotated[int, Meta(ge=-(2**31), lt=2**31)]
+
+
+class ErrorBody(Struct, frozen=True, omit_defaults=True):
+    """Every error answer. `field` names the part of the request that is at fault, if one is."""
+
+    error: str
+    code: str
+    field: str | None = None
+
+
+class ProcessList(Struct, frozen=True):
+    """All remembered processes, oldest first."""
+
+    processes: list[ProcessRecord]
+
+
+class Success(Struct, frozen=True):
+    """It was done."""
+
+    success: Literal[True] = True
+
+
+class OutputLines(Struct, frozen=True):
+    """Everything captured so far, as lines. `missing_bytes` counts what the log's limit has cost."""
+
+    pid: int
+    lines: list[str]
+    line_count: int
+    missing_bytes: int
+
+
+class Health(Struct, frozen=True):
+    """The daemon answers."""
+
+    healthy: Literal[True] = True
+
+
+class Info(Struct, frozen=True):
+    """The daemon; `total_processes` counts every process that it ever started."""
+
+    version: str
+    uptime_secs: int
+    running_processes: int
+    total_processes: int
+
+
+class OutputEvent(Struct, frozen=True):
+    """One line, in a stream of events; `stream` is there where both streams are."""
+
+    line: str
+    timestamp: int
+    stream: Stream | UnsetType = UNSET
+
+
+class GapEvent(Struct, frozen=True):
+    """Bytes of both streams that are missing here, because the log's limit has cost them."""
+
+    missing_bytes: int
+
+
+class RunStarted(Struct, frozen=True):
+    """The first event of a run."""
+
+    handle: int
+    pid: int
+    started_at: int
+
+
+class RunExited(Struct, frozen=True, omit_defaults=True):
+    """The last event of a run.
+
+    It must never hold both `pid` and `started_at`: clients would take it for
+    the first one.
+    """
+
+    reason: Reason
+    exit_code: int | None = None
+    signal: int | None = None
+    oom_killed: bool = False

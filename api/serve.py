@@ -1,0 +1,81 @@
+"""The daemon: a supervisor, its app and its server, from start to a clean end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import trio
+
+from supervisor import open_supervisor
+
+from .app import create_app
+from .logs import configure_logging
+from .server import Server
+from .settings import Settings, SettingsError, parse_settings
+from .system import VERSION
+
+_logger = logging.getLogger("creche")
+
+
+async def serve(
+    settings: Settings, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until SIGTERM or SIGINT; then drain and return.
+
+    Draining: new starts are refused, processes get SIGTERM and after the grace
+    period SIGKILL, followers get everything up to the end, and only then are
+    the connections closed. A second signal ends the grace period.
+
+    Reports the addresses it listens on, once it does.
+
+    Raises:
+      OSError: the address cannot be bound.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_supervisor(settings.supervisor) as supervisor:
+            app = create_app(
+                supervisor,
+                token=settings.token,
+                any_host=settings.insecure or settings.on_unix_socket,
+            )
+            server = Server(app, settings.bind)
+            async with trio.open_nursery() as nursery:
+                addresses = await nursery.start(server.serve)
+                _logger.info("serving", extra={"addresses": addresses, "version": VERSION})
+                task_status.started(addresses)
+                await anext(signals)
+                _logger.info("stopping", extra={"running": supervisor.running})
+                async with trio.open_nursery() as draining:
+                    draining.start_soon(_cut_short, signals, draining.cancel_scope)
+                    await supervisor.stop()
+                    draining.cancel_scope.cancel()
+                await supervisor.stop(grace_seconds=0)
+                server.stop()
+    _logger.info("stopped")
+
+
+async def _cut_short(signals: AsyncIterator[int], grace: trio.CancelScope) -> None:
+    await anext(signals)
+    _logger.warning("second signal: killing what is left")
+    grace.cancel()
+
+
+def main() -> int:
+    """The `creche` command; returns its exit status."""
+    try:
+        settings = parse_settings(sys.argv[1:], os.environ)
+    except SettingsError as error:
+        print(f"creche: {error}", file=sys.stderr)
+        return 2
+    configure_logging(settings.log_level)
+    status = 0
+    try:
+        trio.run(serve, settings)
+    except* OSError as errors:
+        _logger.error("cannot serve on %s: %s", settings.bind, errors.exceptions[0])
+        status = 1
+    return status

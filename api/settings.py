@@ -1,0 +1,164 @@
+"""The daemon's settings: command line first, then environment, then defaults."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from msgspec import Struct
+
+from supervisor import Retention, SupervisorConfig
+from supervisor.accounts import exists
+
+_CONTRACT_USER = "tl-user"
+
+
+class SettingsError(Exception):
+    """The settings contradict each other or name something that is not there."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What `creche serve` was told.
+
+    Attributes:
+      bind: `host:port` or `unix:path`.
+      token: what requests must bear, or None.
+      insecure: whether callers that cannot be told apart are wanted all the same.
+      log_level: name of the least level that is logged.
+      supervisor: the settings of the supervisor.
+    """
+
+    bind: str
+    token: bytes | None
+    insecure: bool
+    log_level: str
+    supervisor: SupervisorConfig
+
+    @property
+    def on_unix_socket(self) -> bool:
+        """Whether the address is a Unix socket."""
+        return self.bind.startswith("unix:")
+
+
+def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Read the settings.
+
+    Raises:
+      SettingsError: see there.
+      SystemExit: the arguments are wrong, or ask for help.
+    """
+    options = _parser(environment).parse_args(arguments)
+    token = None
+    if options.token_file is not None:
+        token = _read_token(options.token_file)
+    settings = Settings(
+        bind=options.bind,
+        token=token,
+        insecure=options.insecure,
+        log_level=options.log_level.upper(),
+        supervisor=SupervisorConfig(
+            default_user=_default_user(options.default_user),
+            retention=Retention(
+                count=options.retain_count,
+                seconds=options.retain_seconds,
+                output_bytes=options.retain_output_bytes,
+            ),
+            output_limit_bytes=options.output_limit_bytes,
+            grace_seconds=options.grace_seconds,
+        ),
+    )
+    if token is None and not settings.insecure and not _is_private(settings):
+        raise SettingsError(
+            f"{settings.bind} can be reached from other machines: "
+            "give a --token-file, or --insecure to let everyone run commands here"
+        )
+    return settings
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="creche",
+        description="A process supervisor with an HTTP API.",
+        epilog="Each option has an environment variable: --token-file is CRECHE_TOKEN_FILE.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="run the daemon")
+
+    def option(name: str, kind: type, default: object, text: str) -> None:
+        variable = "CRECHE_" + name.removeprefix("--").replace("-", "_").upper()
+        serve.add_argument(
+            name, type=kind, default=environment.get(variable, default), help=f"{text} [{variable}]"
+        )
+
+    retention = Retention()
+    config = SupervisorConfig()
+    option("--bind", str, "127.0.0.1:9501", "host:port or unix:path (default 127.0.0.1:9501)")
+    option("--token-file", Path, None, "file whose content every request must bear as a token")
+    option(
+        "--default-user",
+        str,
+        None,
+        f"user of processes that name none (default: {_CONTRACT_USER} where that account exists "
+        "and the daemon is root, else the daemon's own)",
+    )
+    option("--retain-count", int, retention.count, "finished processes to keep (%(default)s)")
+    option(
+        "--retain-seconds", float, retention.seconds, "how long to keep finished ones (%(default)s)"
+    )
+    option(
+        "--retain-output-bytes",
+        int,
+        retention.output_bytes,
+        "output that all finished ones keep together (%(default)s)",
+    )
+    option(
+        "--output-limit-bytes",
+        int,
+        config.output_limit_bytes,
+        "output that one process keeps; then the oldest goes (%(default)s)",
+    )
+    option(
+        "--grace-seconds",
+        float,
+        config.grace_seconds,
+        "between SIGTERM and SIGKILL at the end (%(default)s)",
+    )
+    option("--log-level", str, "info", "debug, info, warning or error (%(default)s)")
+    serve.add_argument(
+        "--insecure",
+        action="store_true",
+        default=environment.get("CRECHE_INSECURE", "") not in ("", "0"),
+        help="serve other machines without a token [CRECHE_INSECURE]",
+    )
+    return parser
+
+
+def _read_token(path: Path) -> bytes:
+    try:
+        token = path.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"the token file {path} cannot be read: {error.strerror}") from error
+    if not token:
+        raise SettingsError(f"the token file {path} is empty")
+    return token
+
+
+def _default_user(wanted: str | None) -> str | None:
+    if wanted:
+        return wanted
+    return _CONTRACT_USER if os.geteuid() == 0 and exists(_CONTRACT_USER) else None
+
+
+def _is_private(settings: Settings) -> bool:
+    if settings.on_unix_socket:
+        return True
+    host = settings.bind.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,214 @@
+"""Bodies that last as long as a process: follow and run, as server-sent events.
+
+Lines are encoded in batches: one write for everything that is there. A
+comment keeps an idle connection alive, since proxies and clients end silent
+ones. Whoever does not read only holds up itself: a body is a cursor into the
+process's log.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import msgspec
+import trio
+from quart import Request, Response
+from quart.wrappers.response import ResponseBody
+
+from supervisor import Gap, Line, LineReader, Process, Stream, Supervisor
+
+from .requests import find
+from .schemas import GapEvent, OutputEvent, RunExited, RunStarted
+
+_encoder = msgspec.json.Encoder()
+
+_BATCH_BYTES = 64 * 1024
+_KEEP_ALIVE_SECONDS = 15.0
+_KEEP_ALIVE = b":\n\n"
+
+# The npm client 0.5.89 loses the tail of a burst of more than about 1000
+# events when the connection closes right behind it; 150 ms heal that.
+_BURST_EVENTS = 500
+_BURST_WINDOW_SECONDS = 1.0
+_LINGER_SECONDS = 0.15
+
+
+async def follow_stdout(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/stdout/follow"""
+    return _follow(supervisor, request, pid_or_name, "stdout")
+
+
+async def follow_stderr(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/stderr/follow"""
+    return _follow(supervisor, request, pid_or_name, "stderr")
+
+
+async def follow_output(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/output/follow"""
+    return _follow(supervisor, request, pid_or_name, None)
+
+
+def _follow(
+    supervisor: Supervisor, request: Request, pid_or_name: str, stream: Stream | None
+) -> Response:
+    process = find(supervisor, request, pid_or_name)
+    # A HEAD would otherwise last as long as the process, for a body that nobody gets.
+    body = None if request.method == "HEAD" else FollowBody(process, stream)
+    response = Response(body, content_type="text/event-stream")
+    response.timeout = None
+    return response
+
+
+class EventStream(ResponseBody):
+    """A body of server-sent events: the lines of one reader between a first and a last frame."""
+
+    def __init__(self, reader: LineReader) -> None:
+        self._reader = reader
+        self._first: bytes | None = None
+        self._over = False
+        self._burst_began = 0.0
+        self._burst_events = 0
+
+    def first_frame(self) -> bytes:
+        """What is sent before any output; may be empty."""
+        return b""
+
+    def last_frame(self) -> bytes:
+        """What is sent after all output."""
+        raise NotImplementedError
+
+    def frame(self, item: Line | Gap) -> bytes:
+        """One item of the output as a frame."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> EventStream:
+        self._first = self.first_frame()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._over:
+            await self._linger()
+            raise StopAsyncIteration
+        if first := self._first:
+            self._first = None
+            return first
+        frames: list[bytes] = []
+        while not frames:
+            with trio.move_on_after(_KEEP_ALIVE_SECONDS) as patience:
+                more = await self._reader.wait()
+            if patience.cancelled_caught:
+                return _KEEP_ALIVE
+            if more:
+                frames = [self.frame(item) for item in self._reader.take(_BATCH_BYTES)]
+            else:
+                frames = [self.frame(line) for line in self._reader.rest()]
+                frames.append(self.last_frame())
+                self._over = True
+        self._count(len(frames))
+        return b"".join(frames)
+
+    def _count(self, events: int) -> None:
+        now = trio.current_time()
+        if now - self._burst_began > _BURST_WINDOW_SECONDS:
+            self._burst_began = now
+            self._burst_events = 0
+        self._burst_events += events
+
+    async def _linger(self) -> None:
+        if self._burst_events > _BURST_EVENTS:
+            await trio.sleep(_LINGER_SECONDS)
+
+    async def convert_to_sequence(self) -> bytes:
+        """Not for a body that lasts: the framework would gather it for HEAD or conditionals."""
+        raise NotImplementedError
+
+    async def make_conditional(
+        self, begin: int, end: int | None, max_partial_size: int | None = None
+    ) -> int:
+        """Events have no ranges."""
+        raise NotImplementedError
+
+
+class FollowBody(EventStream):
+    """The output of one process from its beginning to its end; named events."""
+
+    def __init__(self, process: Process, stream: Stream | None) -> None:
+        super().__init__(process.lines(stream=stream))
+        self._tagged = stream is None
+
+    def last_frame(self) -> bytes:
+        """The end of the output; the process's final status can be seen by now."""
+        return b"event: eof\ndata: {}\n\n"
+
+    def frame(self, item: Line | Gap) -> bytes:
+        """A line, or a gap as an event of a name that clients ignore."""
+        if isinstance(item, Gap):
+            return _gap(item)
+        return b"event: output\ndata: %b\n\n" % _line(item, tagged=self._tagged)
+
+
+class RunBody(EventStream):
+    """A run from its start to its exit; unnamed events. A client that leaves ends the process."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process.lines())
+        self._process = process
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            await self._process.kill()
+
+    def first_frame(self) -> bytes:
+        """What has been started."""
+        process = self._process
+        return _data(RunStarted(process.handle, process.pid, process.started_at))
+
+    def last_frame(self) -> bytes:
+        """How it ended."""
+        process = self._process
+        assert process.reason is not None
+        return _data(
+            RunExited(
+                process.reason,
+                process.exit_code,
+                process.signal,
+                process.status == "oom_killed",
+            )
+        )
+
+    def frame(self, item: Line | Gap) -> bytes:
+        """A line, or a gap as an event of a name that clients ignore."""
+        if isinstance(item, Gap):
+            return _gap(item)
+        return b"data: %b\n\n" % _line(item, tagged=True)
+
+
+def _line(line: Line, *, tagged: bool) -> bytes:
+    event = OutputEvent(line.text, line.timestamp_ms)
+    if tagged:
+        event = OutputEvent(line.text, line.timestamp_ms, line.stream)
+    return _encoder.encode(event)
+
+
+def _gap(gap: Gap) -> bytes:
+    return b"event: gap\ndata: %b\n\n" % _encoder.encode(GapEvent(gap.missing_bytes))
+
+
+def _data(event: msgspec.Struct) -> bytes:
+    return b"data: %b\n\n" % _encoder.encode(event)
