@@ -88,7 +88,7 @@ async def live(process: Process, circumstances: Circumstances, started: Callable
                 stderr=ends[2],
             )
             ours.enter_context(leader)
-        unit = Unit(leader.pid, leader.pidfd, circumstances.mark)
+        unit = ours.enter_context(Unit(leader.pid, leader.pidfd, circumstances.mark))
         process.begin(unit, stdin)
         admitted = False
         try:
@@ -140,7 +140,7 @@ async def _run(
             await leader.wait()
         if patience.cancelled_caught:
             process.note_timeout()
-            unit.signal_group(signal.SIGKILL)
+            unit.kill()
             await leader.wait()
         process.note_exit()
         nursery.cancel_scope.deadline = trio.current_time() + circumstances.drain_seconds
@@ -151,8 +151,8 @@ async def _end(process: Process, leader: Leader, unit: Unit, capture: Capture) -
     exit_status = ExitStatus(None, signal.SIGKILL)
     try:
         with trio.CancelScope(shield=True), trio.fail_after(_DEATH_SECONDS):
-            unit.signal_group(signal.SIGKILL)
             if not process.has_exited:
+                unit.kill()
                 await leader.wait()
                 process.note_exit()
             exit_status = leader.exit_status()

@@ -8,7 +8,8 @@ U+FFFD, in this view only.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from .output import Chunk, Cursor, Stream
@@ -41,16 +42,18 @@ class Gap(NamedTuple):
 class LineReader:
     """Reads a cursor as lines, in the order in which they end.
 
-    Iterate it for lines and gaps until the output is complete, or `wait` and
-    `take` batches.
+    Iterate it for lines and gaps until the output is complete (with a
+    checkpoint for every chunk, not for every line), or `wait` and `take`
+    batches.
     """
 
-    __slots__ = ("_cursor", "_missed_bytes", "_partial")
+    __slots__ = ("_cursor", "_missed_bytes", "_partial", "_taken")
 
     def __init__(self, cursor: Cursor) -> None:
         self._cursor = cursor
         self._missed_bytes = 0
         self._partial: dict[Stream, _Partial] = {}
+        self._taken: deque[Line | Gap] = deque()
 
     async def wait(self) -> bool:
         """Wait until there may be more to take; False once the output is complete and taken.
@@ -80,12 +83,18 @@ class LineReader:
         self._partial.clear()
         return lines
 
-    async def __aiter__(self) -> AsyncIterator[Line | Gap]:
-        while await self.wait():
-            for item in self.take(1):
-                yield item
-        for line in self.rest():
-            yield line
+    def __aiter__(self) -> LineReader:
+        return self
+
+    async def __anext__(self) -> Line | Gap:
+        while not self._taken:
+            if await self.wait():
+                self._taken.extend(self.take(1))
+            else:
+                self._taken.extend(self.rest())
+                if not self._taken:
+                    raise StopAsyncIteration
+        return self._taken.popleft()
 
     def _split(self, chunk: Chunk) -> Iterator[Line]:
         _, timestamp_ms, stream, data = chunk

@@ -22,7 +22,6 @@ has missed.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import AsyncIterator
 from typing import Literal, NamedTuple
 
 import trio
@@ -188,10 +187,14 @@ class Cursor:
             await self._log._readers.park()
         return True
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
+    def __aiter__(self) -> Cursor:
+        return self
+
+    async def __anext__(self) -> Chunk:
         while await self.wait():
-            for chunk in self.take(1):
-                yield chunk
+            if taken := self.take(1):
+                return taken[0]
+        raise StopAsyncIteration
 
 
 def _position(chunk: Chunk) -> int:

@@ -167,7 +167,7 @@ class Process:
     async def kill(self) -> None:
         """SIGKILL the whole tree and return once it is dead. Nothing to do after the end."""
         if self._unit is not None:
-            self._unit.signal_group(signal.SIGKILL)
+            self._unit.kill()
         await self._ended.wait()
 
     async def stop(self, grace_seconds: float) -> None:

@@ -68,3 +68,13 @@ class RunResult(Struct, frozen=True, kw_only=True):
     reason: Reason
     stdout: bytes
     stderr: bytes
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the leader passed to exit(3), if it exited."""
+        return self.record.exit_code
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended the leader, if one did."""
+        return self.record.signal

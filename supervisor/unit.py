@@ -4,7 +4,8 @@ Every leader has a session of its own, and every process that it starts
 inherits a mark in its environment. So a process belongs to the unit if it is
 in the leader's session or group, if its parent belongs, or if it bears the
 mark; a descendant that double-forks and calls setsid(2) still bears the mark.
-(One that also erases its environment escapes; only a cgroup holds that.)
+(One that also erases its environment escapes once its parent has ended; only a
+cgroup holds that.)
 
 No signal is sent to a number that could have come to mean a stranger. The
 leader's pid and group stay reserved until the leader is reaped, which its
@@ -18,6 +19,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import trio
@@ -42,19 +44,30 @@ _PID_CYCLE_SECONDS = 1.0
 class Unit:
     """The members of one unit, from the leader's start until it is reaped.
 
+    A context manager, which owns the pidfds of members that are being killed.
+
     Args:
       leader: pid of the leader, which is a session leader and not reaped.
       pidfd: the leader's pidfd; it stays the caller's.
       mark: this unit's own mark in the environment of all members.
     """
 
-    __slots__ = ("_mark", "_pidfd", "_started", "leader")
+    __slots__ = ("_dying", "_mark", "_pidfd", "_started", "leader")
 
     def __init__(self, leader: int, pidfd: int, mark: str) -> None:
         self.leader = leader
         self._pidfd = pidfd
         self._mark = mark.encode()
         self._started = trio.current_time()
+        self._dying: dict[int, int] = {}
+
+    def __enter__(self) -> Unit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pidfd in self._dying.values():
+            os.close(pidfd)
+        self._dying.clear()
 
     def signal_group(self, signum: int) -> None:
         """Send a signal to the leader's process group. The leader must not have been reaped."""
@@ -68,42 +81,51 @@ class Unit:
             # Not yet reaped, hence still the number of this very group.
             os.killpg(self.leader, signum)
 
-    async def kill_descendants(self) -> int:
-        """Kill everything but the leader and return once it is dead; how many were killed.
+    def kill(self) -> None:
+        """SIGKILL to everything. The leader must not have been reaped.
+
+        What the members start meanwhile is left to `kill_descendants`.
+        """
+        try:
+            # Before the leader dies: its children lose their parent with it,
+            # and one that left the session and erased its environment has no
+            # other sign of belonging here.
+            self._kill_members()
+        finally:
+            self.signal_group(signal.SIGKILL)
+
+    async def kill_descendants(self) -> None:
+        """Kill everything but the leader and return once it is dead.
 
         For a leader that has exited. Processes in uninterruptible sleep die
         when the kernel lets them, and this waits for that.
         """
-        killed = 0
-        while members := self._held_members():
-            try:
-                for pidfd in members.values():
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                for pidfd in members.values():
-                    await trio.lowlevel.wait_readable(pidfd)
-                    killed += 1
-            finally:
-                for pidfd in members.values():
-                    os.close(pidfd)
-        return killed
+        self._kill_members()
+        while self._dying:
+            pid, pidfd = next(iter(self._dying.items()))
+            await trio.lowlevel.wait_readable(pidfd)
+            os.close(self._dying.pop(pid))
+            if not self._dying:
+                # Until nobody new is found: they may have forked meanwhile.
+                self._kill_members()
 
-    def _held_members(self) -> dict[int, int]:
-        """Pidfds of all living members but the leader, by pid."""
+    def _kill_members(self) -> None:
+        """Kill all living members but the leader, and hold them in `_dying`."""
         found: dict[int, int] = {}
-        for pid in self._members():
-            try:
-                found[pid] = os.pidfd_open(pid)
-            except OSError as error:
-                if error.errno not in (errno.ESRCH, errno.EINVAL):
-                    for pidfd in found.values():
-                        os.close(pidfd)
-                    raise
-        # The pid may have been reused between the look and the hold.
-        if found:
-            still = set(self._members(among=found))
-            for pid in found.keys() - still:
-                os.close(found.pop(pid))
-        return found
+        try:
+            for pid in self._members():
+                if pid not in self._dying:
+                    with suppress(ProcessLookupError):
+                        found[pid] = os.pidfd_open(pid)
+            # Looked at again now that they are held: a pid may have been
+            # reused between the first look and the hold.
+            for pid in self._members(among=found) if found else ():
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(found[pid], signal.SIGKILL)
+                self._dying[pid] = found.pop(pid)
+        finally:
+            for pidfd in found.values():
+                os.close(pidfd)
 
     def _members(self, among: dict[int, int] | None = None) -> list[int]:
         candidates = self._candidates() if among is None else among

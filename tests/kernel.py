@@ -22,10 +22,10 @@ def processes() -> list[Entry]:
         if not name.isdecimal():
             continue
         try:
-            with open(f"/proc/{name}/stat") as file:
-                state, parent = file.read().rpartition(") ")[2].split()[:2]
-            with open(f"/proc/{name}/cmdline") as file:
-                arguments = tuple(file.read().split("\0")[:-1])
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().decode("latin-1").rpartition(") ")[2].split()[:2]
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                arguments = tuple(os.fsdecode(file.read()).split("\0")[:-1])
         except (FileNotFoundError, ProcessLookupError):
             continue
         entries.append(Entry(int(name), state, int(parent), arguments))

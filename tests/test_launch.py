@@ -1,0 +1,216 @@
+"""Every way in which a start can fail has its own error and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+import supervisor as creche
+from supervisor import ProcessSpec, Supervisor, open_supervisor
+
+
+async def _failure(supervisor: Supervisor, spec: ProcessSpec) -> creche.SupervisorError:
+    with pytest.raises(creche.SupervisorError) as caught:
+        await supervisor.start(spec)
+    assert supervisor.processes() == []
+    return caught.value
+
+
+async def test_a_missing_command_is_told(supervisor: Supervisor) -> None:
+    for command in ("no-such-command", "/no/such/command", "./no-such-command"):
+        error = await _failure(supervisor, ProcessSpec(command=command))
+        assert type(error) is creche.CommandNotFound
+        assert (error.code, error.field) == ("COMMAND_NOT_FOUND", "command")
+        assert command in str(error)
+        assert isinstance(error.__cause__, FileNotFoundError)
+
+
+async def test_a_command_is_looked_up_in_the_childs_path(
+    supervisor: Supervisor, somewhere: Path
+) -> None:
+    program = somewhere / "only-here"
+    program.write_text("#!/bin/sh\necho found\n")
+    program.chmod(0o755)
+    await _failure(supervisor, ProcessSpec(command="only-here"))
+    result = await supervisor.run(ProcessSpec(command="only-here", env={"PATH": str(somewhere)}))
+    assert result.stdout == b"found\n"
+
+
+async def test_a_relative_command_counts_from_the_working_directory(
+    supervisor: Supervisor, somewhere: Path
+) -> None:
+    program = somewhere / "here"
+    program.write_text("#!/bin/sh\npwd\n")
+    program.chmod(0o755)
+    result = await supervisor.run(ProcessSpec(command="./here", working_dir=str(somewhere)))
+    assert result.stdout.decode().strip() == str(somewhere.resolve())
+
+
+async def test_what_cannot_be_executed_is_told_apart(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\n")
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_bytes(b"\x00\x01 not a program")
+    nonsense.chmod(0o755)
+    orphan = tmp_path / "orphan"
+    orphan.write_text("#!/no/such/interpreter\n")
+    orphan.chmod(0o755)
+    expected = {
+        plain: creche.NotExecutable,
+        nonsense: creche.NotExecutable,
+        tmp_path: creche.CommandIsDirectory,
+        orphan: creche.InterpreterNotFound,
+        plain / "below": creche.CommandNotFound,
+    }
+    for path, kind in expected.items():
+        assert type(await _failure(supervisor, ProcessSpec(command=str(path)))) is kind
+
+
+async def test_a_wrong_working_directory_is_told_apart(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    expected = {
+        tmp_path / "missing": creche.WorkingDirNotFound,
+        file: creche.WorkingDirNotADirectory,
+        file / "below": creche.WorkingDirNotADirectory,
+    }
+    for path, kind in expected.items():
+        # The command is missing too; the directory comes first.
+        for command in ("true", "no-such-command"):
+            error = await _failure(supervisor, ProcessSpec(command=command, working_dir=str(path)))
+            assert type(error) is kind
+            assert error.field == "working_dir"
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "field"),
+    [
+        (ProcessSpec(command=""), creche.SpecError, "command"),
+        (ProcessSpec(command="a\0b"), creche.NulByte, "command"),
+        (ProcessSpec(command="true", args=("x", "a\0b")), creche.NulByte, "args[1]"),
+        (ProcessSpec(command="true", env={"A": "a\0b"}), creche.NulByte, "env.A"),
+        (ProcessSpec(command="true", env={"A\0": ""}), creche.NulByte, "env"),
+        (ProcessSpec(command="true", env={"": "x"}), creche.BadEnvironmentName, "env"),
+        (ProcessSpec(command="true", env={"A=B": "x"}), creche.BadEnvironmentName, "env"),
+        (ProcessSpec(command="true", args=("\ud800",)), creche.InvalidText, "args[0]"),
+        (ProcessSpec(command="true", working_dir=""), creche.SpecError, "working_dir"),
+        (ProcessSpec(command="true", working_dir="/\0"), creche.NulByte, "working_dir"),
+    ],
+)
+async def test_a_spec_that_no_kernel_could_start_names_its_field(
+    supervisor: Supervisor, spec: ProcessSpec, kind: type[creche.SpecError], field: str
+) -> None:
+    error = await _failure(supervisor, spec)
+    assert type(error) is kind
+    assert error.field == field
+
+
+async def test_too_long_an_argument_list_is_told(supervisor: Supervisor) -> None:
+    error = await _failure(supervisor, ProcessSpec(command="true", args=("x" * 3_000_000,)))
+    assert type(error) is creche.ArgumentListTooLong
+
+
+async def test_any_bytes_can_be_an_argument(supervisor: Supervisor) -> None:
+    every_byte = bytes(range(1, 256))
+    result = await supervisor.run(
+        ProcessSpec(command="printf", args=("%s", os.fsdecode(every_byte)))
+    )
+    assert result.stdout == every_byte
+
+
+@contextmanager
+def _limit(kind: int, soft: int) -> Iterator[None]:
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
+async def test_running_out_of_descriptors_is_told_and_cured(supervisor: Supervisor) -> None:
+    spec = ProcessSpec(command="true", stdin_mode="pipe")
+    await supervisor.run(ProcessSpec(command="true"))  # Trio's worker thread is there now.
+    lowest = os.dup(0)
+    os.close(lowest)
+    kinds = set()
+    # A start needs some ten descriptors: make each of them the missing one.
+    for allowed in range(12):
+        with _limit(resource.RLIMIT_NOFILE, lowest + allowed):
+            try:
+                process = await supervisor.start(spec)
+            except creche.SupervisorError as error:
+                kinds.add(type(error))
+            else:
+                await process.kill()
+    assert kinds == {creche.OutOfDescriptors}
+    assert (await supervisor.run(ProcessSpec(command="true"))).exit_code == 0
+
+
+_OUT_OF_PROCESSES = """
+import os, resource, trio
+from supervisor import *
+async def main():
+    async with open_supervisor() as supervisor:
+        await supervisor.run(ProcessSpec(command="/bin/true"))
+        os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+        for _ in range(3):
+            try:
+                await supervisor.start(ProcessSpec(command="/bin/true"))
+            except OutOfProcesses as error:
+                print(error.code)
+trio.run(main)
+"""
+
+
+async def test_running_out_of_processes_is_told() -> None:
+    result = await trio.run_process(
+        [sys.executable, "-c", _OUT_OF_PROCESSES], capture_stdout=True, check=False
+    )
+    assert result.stdout.split() == [b"OUT_OF_PROCESSES"] * 3
+
+
+async def test_a_cancelled_start_leaves_nothing() -> None:
+    # Wherever in the start the cancellation comes, the fixture then counts.
+    async with open_supervisor() as supervisor:
+        for delay in range(40):
+            with trio.move_on_after(delay / 20_000):
+                await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+        survivors = supervisor.processes()
+        for process in survivors:
+            assert process.status == "running"
+            await process.kill()
+        assert supervisor.running == 0
+
+
+async def test_a_child_has_three_descriptors_and_a_session_of_its_own(
+    supervisor: Supervisor,
+) -> None:
+    result = await supervisor.run(
+        ProcessSpec(
+            command="sh",
+            args=("-c", "ls /proc/$$/fd; cut -d ' ' -f 1,5,6 /proc/$$/stat"),
+        )
+    )
+    *descriptors, ids = result.stdout.decode().splitlines()
+    assert set(descriptors) - {"10"} == {"0", "1", "2"}  # 10 is dash's own, for a script.
+    assert len(set(ids.split())) == 1
+
+
+async def test_no_signal_is_ignored_or_blocked_at_birth(supervisor: Supervisor) -> None:
+    result = await supervisor.run(
+        ProcessSpec(command="grep", args=("-E", "^Sig(Blk|Ign)", "/proc/self/status"))
+    )
+    assert {line.split()[1] for line in result.stdout.splitlines()} == {b"0" * 16}

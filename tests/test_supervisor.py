@@ -1,0 +1,212 @@
+"""Opening, leaving and looking things up: what the `async with` block guarantees."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import trio
+
+from supervisor import (
+    PidReused,
+    Process,
+    ProcessNotFound,
+    ProcessSpec,
+    Supervisor,
+    SupervisorClosed,
+    SupervisorConfig,
+    open_supervisor,
+)
+
+from .conftest import PATIENCE_SECONDS
+from .kernel import children, running_with
+from .test_process import first_line, sh
+
+
+def _tree(unique: str) -> ProcessSpec:
+    """A process that ignores SIGTERM, with a child that does, and one that left the session."""
+    return sh(
+        f"trap '' TERM; sleep {unique} & setsid sleep {unique} & echo ready; "
+        f"while :; do sleep {unique}; done"
+    )
+
+
+async def test_leaving_the_block_kills_whole_trees_that_do_not_listen() -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    started: list[Process] = []
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_supervisor(SupervisorConfig(grace_seconds=0.1)) as supervisor:
+            for _ in range(3):
+                started.append(await supervisor.start(_tree(unique)))
+                assert await first_line(started[-1]) == "ready"
+    assert running_with(unique) == set()
+    assert children() == set()
+    assert [process.signal for process in started] == [9, 9, 9]
+
+
+async def test_leaving_the_block_lets_processes_clean_up() -> None:
+    async with open_supervisor(SupervisorConfig(grace_seconds=PATIENCE_SECONDS)) as supervisor:
+        process = await supervisor.start(
+            sh("trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+        )
+        assert await first_line(process) == "ready"
+    assert process.exit_code == 5
+    assert process.log.read_bytes("stdout") == b"ready\nbye\n"
+
+
+async def test_a_cancelled_block_leaves_nothing() -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    with trio.CancelScope() as scope:
+        async with open_supervisor(SupervisorConfig(grace_seconds=0.1)) as supervisor:
+            process = await supervisor.start(_tree(unique))
+            assert await first_line(process) == "ready"
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert process.signal == 9
+    assert running_with(unique) == set()
+
+
+async def test_what_the_block_raises_comes_out_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - what is raised in the block
+        async with open_supervisor() as supervisor:
+            await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+            raise ZeroDivisionError
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_supervisor():
+            raise ExceptionGroup("the caller's own", [ValueError()])
+    assert caught.value.message == "the caller's own"
+
+
+async def test_a_stopped_supervisor_starts_nothing_but_remembers() -> None:
+    async with open_supervisor() as supervisor:
+        process = await supervisor.start(sh("exit 3"))
+        await process.wait()
+        await supervisor.stop()
+        with pytest.raises(SupervisorClosed):
+            await supervisor.start(sh("exit 0"))
+        assert supervisor.by_handle(process.handle).exit_code == 3
+
+
+async def test_a_start_that_overlaps_the_stop_leaves_nothing() -> None:
+    async with open_supervisor(SupervisorConfig(grace_seconds=0.1)) as supervisor:
+        outcomes: list[str] = []
+
+        async def start() -> None:
+            try:
+                await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+                outcomes.append("started")
+            except SupervisorClosed:
+                outcomes.append("refused")
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(start)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            await supervisor.stop()
+        assert len(outcomes) == 10
+        assert "refused" in outcomes
+        assert supervisor.running == 0
+
+
+async def test_handles_are_never_reused_and_pids_mean_the_newest(supervisor: Supervisor) -> None:
+    first = await supervisor.start(sh("exit 1"))
+    await first.wait()
+    second = await supervisor.start(sh("exit 2"))
+    await second.wait()
+    assert first.handle < second.handle
+    assert supervisor.by_handle(first.handle) is first
+    assert supervisor.by_pid(second.pid) is second
+    assert supervisor.by_pid(second.pid, handle=second.handle) is second
+    with pytest.raises(PidReused):
+        supervisor.by_pid(second.pid, handle=first.handle)
+    with pytest.raises(ProcessNotFound):
+        supervisor.by_handle(10**6)
+    with pytest.raises(ProcessNotFound):
+        supervisor.by_pid(10**9)
+
+
+async def test_a_reused_pid_means_the_newer_process_and_the_older_stays_readable(
+    supervisor: Supervisor,
+) -> None:
+    first = await supervisor.start(sh("exit 1"))
+    await first.wait()
+    # Let the kernel hand out the very same pid again (proc_sys_kernel(5)).
+    # Another program may take it first; that would have to happen every time.
+    for _ in range(100):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(first.pid - 1))
+        second = await supervisor.start(sh("exit 2"))
+        await second.wait()
+        if second.pid == first.pid:
+            break
+    assert second.pid == first.pid
+    assert supervisor.by_pid(first.pid) is second
+    with pytest.raises(PidReused):
+        supervisor.by_pid(first.pid, handle=first.handle)
+    assert supervisor.by_handle(first.handle).exit_code == 1
+
+
+async def test_processes_are_listed_oldest_first(supervisor: Supervisor) -> None:
+    started = [await supervisor.start(sh("exit 0")) for _ in range(3)]
+    assert supervisor.processes() == started
+    for process in started:
+        await process.wait()
+    assert supervisor.processes() == started
+    assert (supervisor.total, supervisor.running) == (3, 0)
+
+
+async def test_the_environment_is_the_programs_plus_the_specs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("INHERITED", "1")
+    monkeypatch.setenv("REPLACED", "old")
+    monkeypatch.setenv("CRECHE_TOKEN_FILE", "/secret")
+    async with open_supervisor() as supervisor:
+        result = await supervisor.run(
+            ProcessSpec(command="env", env={"REPLACED": "new", "ADDED": "é=\n"})
+        )
+    lines = result.stdout.decode()
+    assert "INHERITED=1\n" in lines
+    assert "REPLACED=new\n" in lines
+    assert "ADDED=é=\n\n" in lines
+    assert "CRECHE_TOKEN_FILE" not in lines
+
+
+async def test_supervisors_nest(supervisor: Supervisor) -> None:
+    # One within a process of another: the inner one's orphans still belong to the outer unit.
+    unique = f"30.{uuid4().int % 10**9}"
+    process = await supervisor.start(
+        ProcessSpec(
+            command=sys.executable,
+            args=("-c", _INNER, unique),
+        )
+    )
+    assert await first_line(process) == "ready"
+    await process.kill()
+    assert running_with(unique) == set()
+
+
+_INNER = """
+import sys, trio
+from supervisor import *
+async def main():
+    async with open_supervisor() as supervisor:
+        await supervisor.start(ProcessSpec(command="sleep", args=(sys.argv[1],)))
+        print("ready", flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+async def test_a_normal_life_logs_nothing(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        await supervisor.run(sh("echo x; sleep 1000 & exit 1"))
+        process = await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+        await process.kill()
+    assert caplog.records == []
