@@ -44,7 +44,7 @@ _PID_CYCLE_SECONDS = 1.0
 class Unit:
     """The members of one unit, from the leader's start until it is reaped.
 
-    A context manager, which owns the pidfds of members that are being killed.
+    A context manager, which owns the pidfds of members that it has found.
 
     Args:
       leader: pid of the leader, which is a session leader and not reaped.
@@ -52,22 +52,22 @@ class Unit:
       mark: this unit's own mark in the environment of all members.
     """
 
-    __slots__ = ("_dying", "_mark", "_pidfd", "_started", "leader")
+    __slots__ = ("_held", "_mark", "_pidfd", "_started", "leader")
 
     def __init__(self, leader: int, pidfd: int, mark: str) -> None:
         self.leader = leader
         self._pidfd = pidfd
         self._mark = mark.encode()
         self._started = trio.current_time()
-        self._dying: dict[int, int] = {}
+        self._held: dict[int, int] = {}
 
     def __enter__(self) -> Unit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pidfd in self._dying.values():
+        for pidfd in self._held.values():
             os.close(pidfd)
-        self._dying.clear()
+        self._held.clear()
 
     def signal_group(self, signum: int) -> None:
         """Send a signal to the leader's process group. The leader must not have been reaped."""
@@ -87,12 +87,15 @@ class Unit:
         What the members start meanwhile is left to `kill_descendants`.
         """
         try:
-            # Before the leader dies: its children lose their parent with it,
-            # and one that left the session and erased its environment has no
-            # other sign of belonging here.
-            self._kill_members()
+            # Found before the leader dies: its children lose their parent
+            # with it, and one that left the session and erased its
+            # environment has no other sign of belonging here.
+            self._hold_members()
         finally:
+            # The group first and at once: a leader that saw its child die
+            # alone would exit with a status of its own.
             self.signal_group(signal.SIGKILL)
+            self._kill_held()
 
     async def kill_descendants(self) -> None:
         """Kill everything but the leader and return once it is dead.
@@ -100,32 +103,35 @@ class Unit:
         For a leader that has exited. Processes in uninterruptible sleep die
         when the kernel lets them, and this waits for that.
         """
-        self._kill_members()
-        while self._dying:
-            pid, pidfd = next(iter(self._dying.items()))
-            await trio.lowlevel.wait_readable(pidfd)
-            os.close(self._dying.pop(pid))
-            if not self._dying:
-                # Until nobody new is found: they may have forked meanwhile.
-                self._kill_members()
+        self._hold_members()
+        while self._held:
+            self._kill_held()
+            for pid in list(self._held):
+                await trio.lowlevel.wait_readable(self._held[pid])
+                os.close(self._held.pop(pid))
+            # Until nobody new is found: they may have forked meanwhile.
+            self._hold_members()
 
-    def _kill_members(self) -> None:
-        """Kill all living members but the leader, and hold them in `_dying`."""
+    def _hold_members(self) -> None:
+        """Hold all living members but the leader by a pidfd."""
         found: dict[int, int] = {}
         try:
             for pid in self._members():
-                if pid not in self._dying:
+                if pid not in self._held:
                     with suppress(ProcessLookupError):
                         found[pid] = os.pidfd_open(pid)
             # Looked at again now that they are held: a pid may have been
             # reused between the first look and the hold.
             for pid in self._members(among=found) if found else ():
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(found[pid], signal.SIGKILL)
-                self._dying[pid] = found.pop(pid)
+                self._held[pid] = found.pop(pid)
         finally:
             for pidfd in found.values():
                 os.close(pidfd)
+
+    def _kill_held(self) -> None:
+        for pidfd in self._held.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def _members(self, among: dict[int, int] | None = None) -> list[int]:
         candidates = self._candidates() if among is None else among

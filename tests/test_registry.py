@@ -53,10 +53,12 @@ async def test_the_old_are_forgotten_as_they_come_of_age(autojump_clock: MockClo
         for handle in (1, 2, 3):
             _finished(registry, handle, pid=handle)
             await trio.sleep(20)
-        assert [p.handle for p in registry] == [1, 2, 3]
+        # Now at 60 s; the first was finished at 0, the others at 20 and 40.
         await trio.sleep(1)
         assert [p.handle for p in registry] == [2, 3]
-        await trio.sleep(20)
+        await trio.sleep(18)
+        assert [p.handle for p in registry] == [2, 3]
+        await trio.sleep(2)
         assert [p.handle for p in registry] == [3]
         await trio.sleep(20)
         assert list(registry) == []
