@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from supervisor import Supervisor, SupervisorError
 
 from . import openapi
+from .body_end import BodyEnd
 from .direct import Direct
 from .guard import Guard
 from .problems import RequestError, answer
@@ -40,13 +41,14 @@ def create_app(
     for error in (SupervisorError, RequestError, HTTPException, Exception):
         app.register_error_handler(error, _error_response)
     for route in ROUTES:
-        if not route.direct:
-            _add(app, route, supervisor)
+        # Also the direct ones, which never arrive here: so that the answer to
+        # another method on their paths is 405 with the right ones.
+        _add(app, route, supervisor)
     _add_documents(app)
     direct = [
         (route.method, PREFIX + route.path, route.handler) for route in ROUTES if route.direct
     ]
-    return Guard(Direct(app, supervisor, direct), token, any_host=any_host)
+    return BodyEnd(Guard(Direct(app, supervisor, direct), token, any_host=any_host))
 
 
 def _add(app: QuartTrio, route: Route, supervisor: Supervisor) -> None:

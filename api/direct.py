@@ -155,6 +155,10 @@ class Direct:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Serve one request (ASGI)."""
+        if scope["type"] == "websocket":
+            # Closing before accepting: the handshake is answered with 403.
+            await send({"type": "websocket.close", "code": 1000, "reason": "no such WebSocket"})
+            return
         if scope["type"] == "http":
             for method, path, handler in self._routes:
                 if scope["method"] == method and (match := path.fullmatch(scope["path"])):
@@ -175,7 +179,8 @@ class Direct:
             nursery.start_soon(_receive, receive, pieces, nursery.cancel_scope)
             call = Call(scope, body, send)
             try:
-                await handler(self._supervisor, call, *arguments)
+                async with body:
+                    await handler(self._supervisor, call, *arguments)
             except Exception as error:
                 # A response that has begun can only be broken off, which the
                 # server does when the app returns.
@@ -199,7 +204,10 @@ async def _receive(
                 handler.cancel()
                 return
             if data := message.get("body", b""):
-                await pieces.send(data)
+                try:
+                    await pieces.send(data)
+                except trio.BrokenResourceError:
+                    return  # The handler has answered already.
             more = message.get("more_body", False)
     await receive()  # Nothing else comes but the disconnect.
     handler.cancel()

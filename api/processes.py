@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 from quart import Request, Response
+from quart.wrappers.response import DataBody
 
 from supervisor import Gap, Process, ProcessSpec, Stream, Supervisor
 
@@ -35,7 +36,7 @@ async def get(supervisor: Supervisor, request: Request, pid_or_name: str) -> Res
 async def delete(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
     """DELETE /processes/{pid_or_name}"""
     await find(supervisor, request, pid_or_name).kill()
-    return Response(status=204)
+    return no_content()
 
 
 async def send_signal(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
@@ -48,7 +49,7 @@ async def send_signal(supervisor: Supervisor, request: Request, pid_or_name: str
 async def close_stdin(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
     """POST /processes/{pid_or_name}/stdin/close"""
     await find(supervisor, request, pid_or_name).close_stdin()
-    return Response(status=204)
+    return no_content()
 
 
 async def stdout(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
@@ -81,3 +82,9 @@ def _output_lines(process: Process, stream: Stream | None) -> Response:
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:
     """An answer with a struct as JSON."""
     return Response(_encoder.encode(body), status, content_type="application/json")
+
+
+def no_content() -> Response:
+    """An answer without a body."""
+    # Quart's own empty body needs an asyncio event loop.
+    return Response(DataBody(b""), 204)

@@ -48,7 +48,7 @@ class Server:
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
         self._graceful_seconds = graceful_seconds
-        self._streams: set[trio.SocketStream] = set()
+        self._connections: dict[trio.SocketStream, trio.CancelScope] = {}
         self._accepting = trio.CancelScope()
 
     async def serve(
@@ -84,25 +84,27 @@ class Server:
         self._accepting.cancel()
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        self._streams.add(stream)
-        try:
-            # Its annotation asks for TLS; without, it sees that by itself.
-            await TCPServer(
-                self._app,
-                self._config,
-                self._context,
-                ConnectionState({}),
-                stream,  # type: ignore[arg-type]
-            )
-        except Exception:
-            _logger.exception("a connection failed")
-        finally:
-            self._streams.discard(stream)
-            await trio.aclose_forcefully(stream)
+        with trio.CancelScope() as self._connections[stream]:
+            try:
+                # Its annotation asks for TLS; without, it sees that by itself.
+                await TCPServer(
+                    self._app,
+                    self._config,
+                    self._context,
+                    ConnectionState({}),
+                    stream,  # type: ignore[arg-type]
+                )
+            except Exception:
+                _logger.exception("a connection failed")
+            finally:
+                del self._connections[stream]
+                await trio.aclose_forcefully(stream)
 
     async def _close_stragglers(self) -> None:
         await trio.sleep(self._graceful_seconds)
-        for stream in list(self._streams):
+        for stream, scope in list(self._connections.items()):
+            scope.cancel()
+            # Ends the writes, which hypercorn shields from cancellation.
             await trio.aclose_forcefully(stream)
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 import msgspec
 import trio
 from quart import Request, Response
-from quart.wrappers.response import ResponseBody
+from quart.wrappers.response import DataBody, ResponseBody
 
 from supervisor import Gap, Line, LineReader, Process, Stream, Supervisor
 
@@ -53,7 +53,7 @@ def _follow(
 ) -> Response:
     process = find(supervisor, request, pid_or_name)
     # A HEAD would otherwise last as long as the process, for a body that nobody gets.
-    body = None if request.method == "HEAD" else FollowBody(process, stream)
+    body = DataBody(b"") if request.method == "HEAD" else FollowBody(process, stream)
     response = Response(body, content_type="text/event-stream")
     response.timeout = None
     return response

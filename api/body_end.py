@@ -1,0 +1,86 @@
+"""The end of a request whose body nobody reads any more.
+
+An answer may be complete while its request's body is still coming: it was too
+large, or the process that it was meant for has ended. Then two things would
+go wrong. The server would close a connection with unread data in it, which
+resets it and can take the answer with it. And hypercorn's reading task waits
+for room in its channel to the app, for ever if nobody receives. So the rest of
+such a body is received and thrown away, within bounds, before the answer ends.
+"""
+
+from __future__ import annotations
+
+import trio
+from hypercorn.typing import (
+    ASGIFramework,
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
+
+_DISCARD_SECONDS = 5.0
+_DISCARD_BYTES = 64 * 1024 * 1024
+
+
+class BodyEnd:
+    """An ASGI app that lets another app answer before it has received the whole body."""
+
+    def __init__(self, app: ASGIFramework) -> None:
+        self._app = app
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Serve one request (ASGI)."""
+        if scope["type"] == "http":
+            exchange = _Exchange(receive, send)
+            await self._app(scope, exchange.receive, exchange.send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self._receive = receive
+        self._send = send
+        self._body_ended = trio.Event()
+        self._over = trio.Event()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            self._body_ended.set()
+            self._over.set()
+        elif not message.get("more_body", False):
+            self._body_ended.set()
+        return message
+
+    async def send(self, message: ASGISendEvent) -> None:
+        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if not is_last or self._body_ended.is_set():
+            await self._send(message)
+            return
+        assert message["type"] == "http.response.body"
+        await self._send({**message, "more_body": True})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._discard)
+            with trio.move_on_after(_DISCARD_SECONDS):
+                await self._body_ended.wait()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            with trio.move_on_after(_DISCARD_SECONDS):
+                await self._over.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _discard(self) -> None:
+        """Receive to the very end, but count the body as ended once it is too much."""
+        discarded = 0
+        while not self._over.is_set():
+            message = await self.receive()
+            if message["type"] == "http.request":
+                discarded += len(message.get("body", b""))
+            if discarded > _DISCARD_BYTES:
+                self._body_ended.set()
