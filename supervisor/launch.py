@@ -1,11 +1,19 @@
-"""Launching: from a checked spec to a running leader, or a typed error and nothing left behind."""
+"""Launching: from a checked spec to a running leader, or a typed error and nothing left behind.
+
+Every leader starts as the launcher (`launcher/launcher.c`), which gets its
+orders over a socket, carries them out in the child, and executes the command.
+The socket closes by that very execution, so its end of file is the moment at
+which the command runs; before it, a failure says which order failed and why.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import platform
 import signal
-import stat
+import socket
+from pathlib import Path
 from types import TracebackType
 
 import trio
@@ -22,17 +30,21 @@ from .errors import (
     OutOfMemory,
     OutOfProcesses,
     PermissionDenied,
+    UserNotPermitted,
     WorkingDirNotADirectory,
     WorkingDirNotFound,
 )
+from .orders import ANSWER_SIZE, Credentials, Failure, Orders, Stage, decode_answer, encode
 from .record import ExitStatus
 from .spec import ProcessSpec
+
+_LAUNCHER = str(Path(__file__).parent / "launcher" / f"launcher-{platform.machine()}")
 
 
 class Leader:
     """A started leader and its pidfd, until it is reaped. A context manager that owns both.
 
-    The zombie is kept until `reap`, so that pid, group and session stay this
+    The zombie is kept until then, so that pid, group and session stay this
     process's own for as long as they are used.
     """
 
@@ -92,106 +104,147 @@ async def launch(
     Raises:
       LaunchError: one of its subclasses; the OSError is its cause.
 
-    Cancellation: the launch itself is not interrupted, since it takes less than
-    a millisecond. There is no checkpoint after the process has come into being.
+    If cancelled, or if it raises, nothing is left.
     """
-    _check_working_dir(spec)
     try:
-        process = await trio.lowlevel.open_process(
-            [spec.command, *spec.args],
+        orders = encode(_orders(spec, account, environment))
+    except ValueError as error:
+        raise ArgumentListTooLong(str(error), field="args") from error
+    try:
+        ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _resource_error(error) from error
+    with ours, the_childs:
+        ours.setblocking(False)
+        # What fits is there before the launcher is, which then need not wait.
+        sent = ours.send(orders)
+        process = await _spawn(the_childs.fileno(), stdin, stdout, stderr)
+        the_childs.close()
+        try:
+            await _send_rest(ours, orders, sent)
+            failure = await _receive_answer(ours)
+            if failure is not None:
+                cause = OSError(failure.errno, os.strerror(failure.errno))
+                raise _launch_error(failure, spec) from cause
+            return Leader(process, os.pidfd_open(process.pid))
+        except BaseException as error:
+            # Not reaped, hence still the number of this very group.
+            os.killpg(process.pid, signal.SIGKILL)
+            with trio.CancelScope(shield=True):
+                await process.wait()
+            if isinstance(error, OSError):
+                raise _resource_error(error) from error
+            raise
+
+
+def _orders(spec: ProcessSpec, account: Account | None, environment: dict[str, str]) -> Orders:
+    command = os.fsencode(spec.command)
+    return Orders(
+        credentials=None
+        if account is None
+        else Credentials(account.uid, account.gid, account.groups),
+        directory=None if spec.working_dir is None else os.fsencode(spec.working_dir),
+        command=command,
+        arguments=(command, *map(os.fsencode, spec.args)),
+        environment=tuple(os.fsencode(f"{name}={value}") for name, value in environment.items()),
+    )
+
+
+async def _spawn(orders: int, stdin: int, stdout: int, stderr: int) -> trio.Process:
+    try:
+        return await trio.lowlevel.open_process(
+            [_LAUNCHER, str(orders), str(orders)],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            cwd=spec.working_dir,
-            env=environment,
+            env={},
+            pass_fds=(orders,),
+            # Here and not by an order: so it is never in our own group, where
+            # a terminal's Ctrl-C would reach it.
             start_new_session=True,
-            user=None if account is None else account.uid,
-            group=None if account is None else account.gid,
-            extra_groups=None if account is None else account.groups,
         )
     except OSError as error:
-        raise _launch_error(error, spec, environment) from error
+        raise _resource_error(error) from error
     except RuntimeError as error:
         # Trio starts processes in a worker thread; "can't start new thread"
         # is no OSError but the same EAGAIN.
         raise OutOfProcesses("no thread could be made to start the process") from error
+
+
+async def _send_rest(connection: socket.socket, orders: bytes, sent: int) -> None:
+    """Send the orders from `sent` on; a launcher that has failed takes no more."""
     try:
-        return Leader(process, os.pidfd_open(process.pid))
-    except OSError as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        with trio.CancelScope(shield=True):
-            await process.wait()
-        raise _launch_error(error, spec, environment) from error
+        while sent < len(orders):
+            await trio.lowlevel.wait_writable(connection)
+            sent += connection.send(orders[sent : sent + 65536])
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # Its answer says why.
+    else:
+        connection.shutdown(socket.SHUT_WR)
 
 
-def _check_working_dir(spec: ProcessSpec) -> None:
-    # First of all: the kernel says ENOENT for a missing directory and for a
-    # missing command alike.
-    if spec.working_dir is None:
-        return
-    try:
-        mode = os.stat(spec.working_dir).st_mode
-    except FileNotFoundError as error:
-        raise WorkingDirNotFound(
-            f"working directory {spec.working_dir!r} does not exist", field="working_dir"
-        ) from error
-    except NotADirectoryError as error:
-        raise WorkingDirNotADirectory(
-            f"{spec.working_dir!r} leads through a file", field="working_dir"
-        ) from error
-    except OSError as error:
-        raise PermissionDenied(
-            f"working directory {spec.working_dir!r}: {error.strerror}", field="working_dir"
-        ) from error
-    if not stat.S_ISDIR(mode):
-        raise WorkingDirNotADirectory(
-            f"{spec.working_dir!r} is not a directory", field="working_dir"
-        )
+async def _receive_answer(connection: socket.socket) -> Failure | None:
+    answer = b""
+    while True:
+        await trio.lowlevel.wait_readable(connection)
+        try:
+            data = connection.recv(ANSWER_SIZE)
+        except ConnectionResetError:
+            # It ended with orders unread, as it does once it has failed.
+            data = b""
+        answer += data
+        if not data or len(answer) == ANSWER_SIZE:
+            return decode_answer(answer)
 
 
-def _launch_error(error: OSError, spec: ProcessSpec, environment: dict[str, str]) -> LaunchError:
-    command = spec.command
+def _resource_error(error: OSError) -> LaunchError:
     match error.errno:
-        case errno.E2BIG:
-            return ArgumentListTooLong("arguments and environment are too long", field="args")
         case errno.EAGAIN:
             return OutOfProcesses("no more processes can be started: limit reached")
         case errno.EMFILE | errno.ENFILE:
             return OutOfDescriptors("no more file descriptors can be opened: limit reached")
         case errno.ENOMEM:
             return OutOfMemory("the kernel has no memory for another process")
-        case errno.ENOENT | errno.ENOTDIR:
-            if _find(command, spec.working_dir, environment) is not None:
-                return InterpreterNotFound(
-                    f"{command!r} names an interpreter that does not exist", field="command"
-                )
-            return CommandNotFound(f"command {command!r} was not found", field="command")
-        case errno.ENOEXEC:
-            return NotExecutable(
-                f"{command!r} is not a program: it has no valid format", field="command"
-            )
-        case errno.EACCES | errno.EPERM:
-            if spec.working_dir is not None and error.filename == spec.working_dir:
-                return PermissionDenied(
-                    f"working directory {spec.working_dir!r} may not be entered",
-                    field="working_dir",
-                )
-            if error.filename is None:
-                return PermissionDenied(f"the change of user was refused: {error.strerror}")
-            found = _find(command, spec.working_dir, environment)
-            if found is not None and os.path.isdir(found):
-                return CommandIsDirectory(f"{command!r} is a directory", field="command")
-            return NotExecutable(f"{command!r} may not be executed", field="command")
         case _:
-            return LaunchError(f"{command!r} could not be started: {error.strerror or error}")
+            return LaunchError(f"the launcher could not be started: {error}")
 
 
-def _find(command: str, working_dir: str | None, environment: dict[str, str]) -> str | None:
-    """Where the child found the command, as far as this process can see."""
-    directories = [""] if "/" in command else os.get_exec_path(environment)
-    for directory in directories:
-        # A relative directory counts from where the child is.
-        path = os.path.join(working_dir or "", directory, command)
-        if os.path.exists(path):
-            return path
-    return None
+def _launch_error(failure: Failure, spec: ProcessSpec) -> LaunchError:
+    stage, number = failure
+    command = spec.command
+    reason = os.strerror(number)
+    if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return _resource_error(OSError(number, reason))
+    match stage, number:
+        case Stage.DIRECTORY, errno.EACCES:
+            return PermissionDenied(
+                f"working directory {spec.working_dir!r} may not be entered", field="working_dir"
+            )
+        case Stage.DIRECTORY, errno.ENOTDIR:
+            return WorkingDirNotADirectory(
+                f"{spec.working_dir!r} is not a directory", field="working_dir"
+            )
+        case Stage.DIRECTORY, _:
+            return WorkingDirNotFound(
+                f"working directory {spec.working_dir!r}: {reason}", field="working_dir"
+            )
+        case ((Stage.GROUPS | Stage.GID | Stage.UID), errno.EAGAIN):
+            return OutOfProcesses("the user has too many processes")
+        case ((Stage.GROUPS | Stage.GID | Stage.UID), _):
+            return UserNotPermitted(f"the change of user was refused: {reason}", field="user")
+        case Stage.INTERPRETER, _:
+            return InterpreterNotFound(
+                f"{command!r} names an interpreter that does not exist", field="command"
+            )
+        case Stage.COMMAND, (errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG | errno.ELOOP):
+            return CommandNotFound(f"command {command!r} was not found", field="command")
+        case Stage.COMMAND, errno.EISDIR:
+            return CommandIsDirectory(f"{command!r} is a directory", field="command")
+        case Stage.COMMAND, errno.E2BIG:
+            return ArgumentListTooLong("arguments and environment are too long", field="args")
+        case Stage.COMMAND, errno.EAGAIN:
+            return OutOfProcesses("the user has too many processes")
+        case Stage.COMMAND, _:
+            return NotExecutable(f"{command!r} may not be executed: {reason}", field="command")
+        case _:
+            return LaunchError(f"the launcher failed at {stage.name}: {reason}")
