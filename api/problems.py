@@ -123,6 +123,8 @@ STATUS: dict[ClientError, int] = {
     supervisor.InvalidText: 400,
     supervisor.BadEnvironmentName: 400,
     supervisor.InvalidUser: 400,
+    supervisor.LimitUnavailable: 400,
+    supervisor.LimitNotPermitted: 403,
     supervisor.CommandNotFound: 400,
     supervisor.InterpreterNotFound: 400,
     supervisor.NotExecutable: 400,

@@ -19,6 +19,8 @@ from .errors import (
     InvalidText,
     InvalidUser,
     LaunchError,
+    LimitNotPermitted,
+    LimitUnavailable,
     NotExecutable,
     NulByte,
     OutOfDescriptors,
@@ -38,17 +40,19 @@ from .errors import (
     WorkingDirNotADirectory,
     WorkingDirNotFound,
 )
+from .host import Capabilities
 from .lines import Gap, Line, LineReader
 from .output import Chunk, Cursor, OutputLog, Stream
 from .process import Process
-from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status
+from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status, Usage
 from .registry import Retention
-from .spec import OutputMode, ProcessSpec, StdinMode, User
+from .spec import Limits, OutputMode, ProcessSpec, StdinMode, User
 from .supervisor import Supervisor, SupervisorConfig, open_supervisor
 
 __all__ = [
     "ArgumentListTooLong",
     "BadEnvironmentName",
+    "Capabilities",
     "Chunk",
     "CommandIsDirectory",
     "CommandNotFound",
@@ -60,6 +64,9 @@ __all__ = [
     "InvalidText",
     "InvalidUser",
     "LaunchError",
+    "LimitNotPermitted",
+    "LimitUnavailable",
+    "Limits",
     "Line",
     "LineReader",
     "NotExecutable",
@@ -89,6 +96,7 @@ __all__ = [
     "SupervisorClosed",
     "SupervisorConfig",
     "SupervisorError",
+    "Usage",
     "User",
     "UserNotFound",
     "UserNotPermitted",

@@ -58,6 +58,12 @@ class InvalidUser(SpecError):
     code = "INVALID_USER"
 
 
+class LimitUnavailable(SpecError):
+    """A limit needs a cgroup controller that this supervisor does not have, or is out of its range."""
+
+    code = "LIMIT_UNAVAILABLE"
+
+
 # --- the kernel or the system refused ------------------------------------------
 
 
@@ -119,6 +125,12 @@ class UserNotPermitted(LaunchError):
     """Only a supervisor that runs as root may start processes as another user."""
 
     code = "USER_NOT_PERMITTED"
+
+
+class LimitNotPermitted(LaunchError):
+    """A limit is above the supervisor's own hard limit, which only a privileged one may exceed."""
+
+    code = "LIMIT_NOT_PERMITTED"
 
 
 class ArgumentListTooLong(LaunchError):

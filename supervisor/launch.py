@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -25,6 +26,7 @@ from .errors import (
     CommandNotFound,
     InterpreterNotFound,
     LaunchError,
+    LimitNotPermitted,
     NotExecutable,
     OutOfDescriptors,
     OutOfMemory,
@@ -34,9 +36,9 @@ from .errors import (
     WorkingDirNotADirectory,
     WorkingDirNotFound,
 )
-from .orders import ANSWER_SIZE, Credentials, Failure, Orders, Stage, decode_answer, encode
+from .orders import ANSWER_SIZE, Credentials, Failure, Limit, Orders, Stage, decode_answer, encode
 from .record import ExitStatus
-from .spec import ProcessSpec
+from .spec import Limits, ProcessSpec
 
 _LAUNCHER = str(Path(__file__).parent / "launcher" / f"launcher-{platform.machine()}")
 
@@ -90,6 +92,8 @@ async def launch(
     *,
     account: Account | None,
     environment: dict[str, str],
+    limits: Limits,
+    joins: tuple[int, ...],
     stdin: int,
     stdout: int,
     stderr: int,
@@ -99,6 +103,8 @@ async def launch(
     Args:
       account: whom to become; None to stay who we are.
       environment: the whole environment of the child.
+      limits: of which those of setrlimit(2) are set.
+      joins: descriptors of the `cgroup.procs` that the child joins first of all.
       stdin, stdout, stderr: descriptors, or `subprocess.DEVNULL`.
 
     Raises:
@@ -107,18 +113,18 @@ async def launch(
     If cancelled, or if it raises, nothing is left.
     """
     try:
-        orders = encode(_orders(spec, account, environment))
+        orders = encode(_orders(spec, account, environment, limits))
     except ValueError as error:
         raise ArgumentListTooLong(str(error), field="args") from error
     try:
         ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     except OSError as error:
-        raise _resource_error(error) from error
+        raise resource_error(error) from error
     with ours, the_childs:
         ours.setblocking(False)
         # What fits is there before the launcher is, which then need not wait.
         sent = ours.send(orders)
-        process = await _spawn(the_childs.fileno(), stdin, stdout, stderr)
+        process = await _spawn(the_childs.fileno(), joins, stdin, stdout, stderr)
         the_childs.close()
         try:
             await _send_rest(ours, orders, sent)
@@ -133,13 +139,21 @@ async def launch(
             with trio.CancelScope(shield=True):
                 await process.wait()
             if isinstance(error, OSError):
-                raise _resource_error(error) from error
+                raise resource_error(error) from error
             raise
 
 
-def _orders(spec: ProcessSpec, account: Account | None, environment: dict[str, str]) -> Orders:
+def _orders(
+    spec: ProcessSpec, account: Account | None, environment: dict[str, str], limits: Limits
+) -> Orders:
     command = os.fsencode(spec.command)
+    rlimits = (
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_CORE, limits.core_bytes),
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+    )
     return Orders(
+        limits=tuple(Limit(kind, value, value) for kind, value in rlimits if value is not None),
         credentials=None
         if account is None
         else Credentials(account.uid, account.gid, account.groups),
@@ -150,21 +164,23 @@ def _orders(spec: ProcessSpec, account: Account | None, environment: dict[str, s
     )
 
 
-async def _spawn(orders: int, stdin: int, stdout: int, stderr: int) -> trio.Process:
+async def _spawn(
+    orders: int, joins: tuple[int, ...], stdin: int, stdout: int, stderr: int
+) -> trio.Process:
     try:
         return await trio.lowlevel.open_process(
-            [_LAUNCHER, str(orders), str(orders)],
+            [_LAUNCHER, str(orders), str(orders), ",".join(map(str, joins))],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
             env={},
-            pass_fds=(orders,),
+            pass_fds=(orders, *joins),
             # Here and not by an order: so it is never in our own group, where
             # a terminal's Ctrl-C would reach it.
             start_new_session=True,
         )
     except OSError as error:
-        raise _resource_error(error) from error
+        raise resource_error(error) from error
     except RuntimeError as error:
         # Trio starts processes in a worker thread; "can't start new thread"
         # is no OSError but the same EAGAIN.
@@ -197,7 +213,8 @@ async def _receive_answer(connection: socket.socket) -> Failure | None:
             return decode_answer(answer)
 
 
-def _resource_error(error: OSError) -> LaunchError:
+def resource_error(error: OSError) -> LaunchError:
+    """What running short of something means, for whatever was to be made for a start."""
     match error.errno:
         case errno.EAGAIN:
             return OutOfProcesses("no more processes can be started: limit reached")
@@ -206,7 +223,7 @@ def _resource_error(error: OSError) -> LaunchError:
         case errno.ENOMEM:
             return OutOfMemory("the kernel has no memory for another process")
         case _:
-            return LaunchError(f"the launcher could not be started: {error}")
+            return LaunchError(f"the process could not be started: {error}")
 
 
 def _launch_error(failure: Failure, spec: ProcessSpec) -> LaunchError:
@@ -214,7 +231,7 @@ def _launch_error(failure: Failure, spec: ProcessSpec) -> LaunchError:
     command = spec.command
     reason = os.strerror(number)
     if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        return _resource_error(OSError(number, reason))
+        return resource_error(OSError(number, reason))
     match stage, number:
         case Stage.DIRECTORY, errno.EACCES:
             return PermissionDenied(
@@ -232,6 +249,10 @@ def _launch_error(failure: Failure, spec: ProcessSpec) -> LaunchError:
             return OutOfProcesses("the user has too many processes")
         case ((Stage.GROUPS | Stage.GID | Stage.UID), _):
             return UserNotPermitted(f"the change of user was refused: {reason}", field="user")
+        case Stage.LIMIT, errno.EPERM:
+            return LimitNotPermitted(
+                "a limit exceeds the supervisor's own, which it may not raise", field="limits"
+            )
         case Stage.INTERPRETER, _:
             return InterpreterNotFound(
                 f"{command!r} names an interpreter that does not exist", field="command"

@@ -25,15 +25,20 @@ import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import msgspec
 import trio
 from msgspec import Struct
 
 from .accounts import Account
 from .capture import Capture
-from .errors import OutOfDescriptors
-from .launch import Leader, launch
+from .cgroups import CgroupUnit, Leaf
+from .host import Host
+from .launch import Leader, launch, resource_error
+from .oom import KernelLog
 from .process import Process
-from .record import ExitStatus
+from .record import End, ExitStatus
+from .session import SessionUnit
+from .spec import Limits
 from .stdin import Stdin, open_stdin
 from .unit import Unit
 
@@ -50,7 +55,8 @@ class Circumstances(Struct, frozen=True):
     Attributes:
       account: whom to become, or None to stay who the supervisor is.
       environment: the whole environment of the process.
-      mark: the unit's own mark in that environment.
+      mark: the unit's own mark in that environment, where it has no cgroup.
+      limits: what it may use, the supervisor's defaults included.
       timeout: seconds after which the tree is killed, or None.
       drain_seconds: how long descendants may go on writing after the leader's exit.
     """
@@ -58,11 +64,14 @@ class Circumstances(Struct, frozen=True):
     account: Account | None
     environment: dict[str, str]
     mark: str
+    limits: Limits
     timeout: float | None
     drain_seconds: float
 
 
-async def live(process: Process, circumstances: Circumstances, started: Callable[[], None]) -> None:
+async def live(
+    process: Process, circumstances: Circumstances, host: Host, started: Callable[[], None]
+) -> None:
     """Start `process`, call `started` once the command has been executed, and return after its end.
 
     What `started` raises ends the process again. What goes wrong after it is
@@ -70,40 +79,60 @@ async def live(process: Process, circumstances: Circumstances, started: Callable
     waits for the end; cancelling `process.scope` brings it about.
 
     Raises:
-      LaunchError: nothing was started.
+      LaunchError, LimitUnavailable: nothing was started.
     """
     with ExitStack() as ours:
+        leaf = host.make_leaf(process.handle, circumstances.limits)
+        if leaf is not None:
+            ours.callback(leaf.remove)
         with ExitStack() as the_childs:
             try:
                 capture = ours.enter_context(Capture(process.log))
                 stdin, ends = _open_pipes(process, capture, ours, the_childs)
+                joins: tuple[int, ...] = ()
+                if leaf is not None:
+                    leaf.watch_ooms(ours)
+                    joins = leaf.open_joins(the_childs)
             except OSError as error:
-                raise OutOfDescriptors("no pipe could be made for the process") from error
+                raise resource_error(error) from error
             leader = await launch(
                 process.spec,
                 account=circumstances.account,
                 environment=circumstances.environment,
+                limits=circumstances.limits,
+                joins=joins,
                 stdin=ends[0],
                 stdout=ends[1],
                 stderr=ends[2],
             )
             ours.enter_context(leader)
-        unit = ours.enter_context(Unit(leader.pid, leader.pidfd, circumstances.mark))
-        process.begin(unit, stdin)
+        unit: Unit
+        if leaf is None:
+            unit = SessionUnit(leader.pid, leader.pidfd, circumstances.mark)
+        else:
+            unit = CgroupUnit(leader.pid, leader.pidfd, leaf)
+        ours.enter_context(unit)
+        process.begin(unit, leaf, stdin)
         admitted = False
+        timed_out = False
         try:
             # If the start was cancelled meanwhile, nobody waits for this process.
             await trio.lowlevel.checkpoint_if_cancelled()
             started()
             admitted = True
             with process.scope:
-                await _run(process, leader, unit, capture, circumstances)
+                timed_out = await _run(process, leader, unit, capture, circumstances)
         except Exception:
             if not admitted:
                 raise
             _logger.exception("%r failed in the supervisor and is ended", process)
         finally:
-            await _end(process, leader, unit, capture)
+            end = await _end(process, leader, unit, leaf, host.kernel_log)
+            try:
+                capture.drain()
+            except OSError:
+                _logger.exception("the last output of %r could not be read", process)
+            process.finish(msgspec.structs.replace(end, timed_out=timed_out))
 
 
 def _open_pipes(
@@ -131,38 +160,57 @@ def _open_pipes(
 
 async def _run(
     process: Process, leader: Leader, unit: Unit, capture: Capture, circumstances: Circumstances
-) -> None:
-    """Capture the output until the leader has exited and the pipes are closed or out of time."""
+) -> bool:
+    """Capture until the leader has exited and the pipes are closed or out of time; whether it timed out."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(capture.run)
         timeout = circumstances.timeout
         with trio.move_on_after(float("inf") if timeout is None else timeout) as patience:
             await leader.wait()
         if patience.cancelled_caught:
-            process.note_timeout()
-            unit.kill()
+            process.kill_now(unit)
             await leader.wait()
         process.note_exit()
         nursery.cancel_scope.deadline = trio.current_time() + circumstances.drain_seconds
+    return patience.cancelled_caught
 
 
-async def _end(process: Process, leader: Leader, unit: Unit, capture: Capture) -> None:
-    """See to it that the whole tree is dead, and finish. Bounded in time; raises nothing."""
+async def _end(
+    process: Process, leader: Leader, unit: Unit, leaf: Leaf | None, kernel_log: KernelLog
+) -> End:
+    """See to it that the whole tree is dead, and tell how it ended. Bounded in time; raises nothing."""
     exit_status = ExitStatus(None, signal.SIGKILL)
+    oom_kills = members_killed = 0
+    usage = None
     try:
         with trio.CancelScope(shield=True), trio.fail_after(_DEATH_SECONDS):
             if not process.has_exited:
-                unit.kill()
+                process.kill_now(unit)
                 await leader.wait()
                 process.note_exit()
             exit_status = leader.exit_status()
-            await unit.kill_descendants()
+            members_killed = await unit.kill_descendants()
+            if leaf is not None:
+                oom_kills = leaf.oom_kills()
+                usage = leaf.usage()
+                if oom_kills and exit_status.signal == signal.SIGKILL:
+                    oom_killed = await _was_oom_killed(process, kernel_log)
+                    exit_status = msgspec.structs.replace(exit_status, oom_killed=oom_killed)
     except trio.TooSlowError:
         _logger.error("%r does not die; it is left to the kernel", process)
     except Exception:
         _logger.exception("the tree of %r could not be ended completely", process)
-    try:
-        capture.drain()
-    except OSError:
-        _logger.exception("the last output of %r could not be read", process)
-    process.finish(exit_status)
+    return End(
+        exit_status=exit_status,
+        timed_out=False,
+        oom_kills=oom_kills,
+        members_killed=members_killed,
+        usage=usage,
+    )
+
+
+async def _was_oom_killed(process: Process, kernel_log: KernelLog) -> bool:
+    """Whether it was the leader whom the kernel killed, of a unit in which it did kill; see `oom`."""
+    if kernel_log.readable:
+        return await kernel_log.has_killed(process.pid, since=process.started_clock)
+    return not process.was_killed

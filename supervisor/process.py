@@ -1,20 +1,21 @@
 """One process, as its callers see it: what it is, what it wrote, and what can be done to it.
 
-`life` drives it; everything that the two share is in `Process.begin`,
-`Process.note_exit` and `Process.finish`.
+`life` drives it, through the few members at the end of the class.
 """
 
 from __future__ import annotations
 
 import signal
 import time
+from typing import Literal
 
 import trio
 
+from .cgroups import Leaf
 from .errors import InvalidSignal, ProcessNotRunning, StdinNotWritable
 from .lines import LineReader
 from .output import Cursor, OutputLog, Stream
-from .record import ExitStatus, ProcessRecord, Reason, Status
+from .record import End, ProcessRecord, Reason, Status, Usage
 from .spec import ProcessSpec
 from .stdin import Stdin
 from .unit import Unit
@@ -37,12 +38,13 @@ class Process:
     """
 
     __slots__ = (
+        "_end",
         "_ended",
-        "_exit_status",
         "_exited_at",
+        "_leaf",
+        "_signals_sent",
         "_started_clock",
         "_stdin",
-        "_timed_out",
         "_unit",
         "duration_seconds",
         "handle",
@@ -65,8 +67,9 @@ class Process:
         self._unit: Unit | None = None
         self._stdin: Stdin | None = None
         self._exited_at: int | None = None
-        self._exit_status: ExitStatus | None = None
-        self._timed_out = False
+        self._end: End | None = None
+        self._leaf: Leaf | None = None
+        self._signals_sent: set[int] = set()
         self._ended = trio.Event()
 
     def __repr__(self) -> str:
@@ -85,32 +88,51 @@ class Process:
     @property
     def status(self) -> Status:
         """`running` until the end is complete, then how the leader ended."""
-        if self._exit_status is None:
+        if self._end is None:
             return "running"
-        return "exited" if self._exit_status.signal is None else "signaled"
+        if self._end.exit_status.oom_killed:
+            return "oom_killed"
+        return "exited" if self._end.exit_status.signal is None else "signaled"
 
     @property
     def exit_code(self) -> int | None:
         """What the leader passed to exit(3), if `exited`."""
-        return None if self._exit_status is None else self._exit_status.exit_code
+        return None if self._end is None else self._end.exit_status.exit_code
 
     @property
     def signal(self) -> int | None:
         """The number of the signal that ended the leader, if one did."""
-        return None if self._exit_status is None else self._exit_status.signal
+        return None if self._end is None else self._end.exit_status.signal
 
     @property
     def reason(self) -> Reason | None:
         """Why it ended; like `status`, but `timed_out` if its timeout killed it."""
-        if self._timed_out and self.signal == signal.SIGKILL:
-            return "timed_out"
         status = self.status
-        return None if status == "running" else status
+        if status == "running":
+            return None
+        assert self._end is not None
+        if self._end.timed_out and status == "signaled" and self.signal == signal.SIGKILL:
+            return "timed_out"
+        return status
 
     @property
     def ended_at(self) -> int | None:
         """When the leader exited, integer ms since the epoch; None while running."""
-        return None if self._exit_status is None else self._exited_at
+        return None if self._end is None else self._exited_at
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the unit has used, up to now or to its end; None without a cgroup."""
+        if self._end is not None:
+            return self._end.usage
+        return None if self._leaf is None else self._leaf.usage()
+
+    @property
+    def oom_kills(self) -> int:
+        """How often the kernel has killed in the unit for memory, up to now or to its end."""
+        if self._end is not None:
+            return self._end.oom_kills
+        return 0 if self._leaf is None else self._leaf.oom_kills_if_told()
 
     @property
     def stdin_writable(self) -> bool:
@@ -133,6 +155,11 @@ class Process:
             started_at=self.started_at,
             ended_at=self.ended_at,
             output_dropped_bytes=self.log.dropped_bytes,
+            reason=self.reason,
+            signaled_by=self._signaled_by,
+            oom_kills=self.oom_kills,
+            members_killed=None if self._end is None else self._end.members_killed,
+            usage=None if self._end is None else self._end.usage,
         )
 
     def output(self, position: int = 0, *, stream: Stream | None = None) -> Cursor:
@@ -162,12 +189,12 @@ class Process:
             raise InvalidSignal(f"there is no signal {signum}", field="signal")
         if self._unit is None:
             raise ProcessNotRunning(f"{self._name} is not running")
-        self._unit.signal_group(signum)
+        self._send(self._unit, signum)
 
     async def kill(self) -> None:
         """SIGKILL the whole tree and return once it is dead. Nothing to do after the end."""
         if self._unit is not None:
-            self._unit.kill()
+            self.kill_now(self._unit)
         await self._ended.wait()
 
     async def stop(self, grace_seconds: float) -> None:
@@ -176,7 +203,7 @@ class Process:
         If cancelled, the process may still be running.
         """
         if self._unit is not None:
-            self._unit.signal_group(signal.SIGTERM)
+            self._send(self._unit, signal.SIGTERM)
             # A stopped process takes no SIGTERM before it is continued.
             self._unit.signal_group(signal.SIGCONT)
         with trio.move_on_after(grace_seconds):
@@ -215,35 +242,56 @@ class Process:
     def _name(self) -> str:
         return f"process {self.handle} (pid {self.pid})"
 
+    @property
+    def _signaled_by(self) -> Literal["supervisor", "other"] | None:
+        if self.status != "signaled":
+            return None
+        return "supervisor" if self.signal in self._signals_sent else "other"
+
+    def _send(self, unit: Unit, signum: int) -> None:
+        self._signals_sent.add(signum)
+        unit.signal_group(signum)
+
     # --- for `life` alone ---
 
-    def begin(self, unit: Unit, stdin: Stdin | None) -> None:
-        """The command has been executed."""
-        self.pid = unit.leader
-        self.started_at = now_ms()
-        self._started_clock = time.monotonic()
-        self._unit = unit
-        self._stdin = stdin
+    @property
+    def was_killed(self) -> bool:
+        """Whether it was sent a SIGKILL from here."""
+        return signal.SIGKILL in self._signals_sent
 
-    def note_timeout(self) -> None:
-        """Its time was up before it had exited."""
-        self._timed_out = True
-
-    def note_exit(self) -> None:
-        """The leader has exited; the end is not complete yet."""
-        self._exited_at = now_ms()
-        self.duration_seconds = time.monotonic() - self._started_clock
+    @property
+    def started_clock(self) -> float:
+        """When it was started, in seconds of the monotonic clock."""
+        return self._started_clock
 
     @property
     def has_exited(self) -> bool:
         """Whether the leader has exited, which comes before the complete end."""
         return self._exited_at is not None
 
-    def finish(self, exit_status: ExitStatus) -> None:
+    def begin(self, unit: Unit, leaf: Leaf | None, stdin: Stdin | None) -> None:
+        """The command has been executed."""
+        self.pid = unit.leader
+        self.started_at = now_ms()
+        self._started_clock = time.monotonic()
+        self._unit = unit
+        self._leaf = leaf
+        self._stdin = stdin
+
+    def kill_now(self, unit: Unit) -> None:
+        """SIGKILL the whole tree without waiting."""
+        self._signals_sent.add(signal.SIGKILL)
+        unit.kill()
+
+    def note_exit(self) -> None:
+        """The leader has exited; the end is not complete yet."""
+        self._exited_at = now_ms()
+        self.duration_seconds = time.monotonic() - self._started_clock
+
+    def finish(self, end: End) -> None:
         """The end is complete: close the log and make the status final, both at once."""
-        self._exit_status = exit_status
-        self._unit = None
-        self._stdin = None
+        self._end = end
+        self._unit = self._leaf = self._stdin = None
         self.log.close()
         self._ended.set()
 

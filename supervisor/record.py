@@ -13,12 +13,51 @@ Reason = Literal["exited", "signaled", "oom_killed", "timed_out"]
 class ExitStatus(Struct, frozen=True):
     """How the leader ended, as the kernel told it to its parent (waitid(2)).
 
-    Exactly one of the two is set, except that both are None when something
-    else in the embedding program has stolen the exit status.
+    Exactly one of code and signal is set, except that both are None when
+    something else in the embedding program has stolen the exit status.
+    `oom_killed` says that the signal came from the kernel, for memory.
     """
 
     exit_code: int | None
     signal: int | None
+    oom_killed: bool = False
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """What a unit has used, its descendants included; None where no controller counts it.
+
+    Attributes:
+      cpu_user_us, cpu_system_us: processor time in microseconds.
+      memory_peak_bytes: the most that was charged at one time.
+      read_bytes, written_bytes: to and from block devices.
+      page_faults, major_page_faults: faults, and those that had to read.
+    """
+
+    cpu_user_us: int
+    cpu_system_us: int
+    memory_peak_bytes: int | None
+    read_bytes: int | None
+    written_bytes: int | None
+    page_faults: int | None
+    major_page_faults: int | None
+
+
+class End(Struct, frozen=True, kw_only=True):
+    """Everything that became final with a process's end.
+
+    Attributes:
+      exit_status: how the leader ended.
+      timed_out: whether its timeout came before its end.
+      oom_kills: how often the kernel killed in the unit for memory.
+      members_killed: how many descendants were alive at the end and were killed.
+      usage: what the unit has used, where it had a cgroup.
+    """
+
+    exit_status: ExitStatus
+    timed_out: bool
+    oom_kills: int
+    members_killed: int
+    usage: Usage | None
 
 
 class ProcessRecord(Struct, frozen=True, kw_only=True):
@@ -38,6 +77,13 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
       started_at: when the program was started.
       ended_at: when the leader exited; None while running.
       output_dropped_bytes: captured bytes that the log's limit has cost so far.
+      reason: why it ended: as `status`, or `timed_out`; None while running.
+      signaled_by: who sent the deadly signal: `supervisor` for one of its own
+        (kill, signal, stop, timeout), else `other`; None if no signal did.
+      oom_kills: how often the kernel has killed in the unit for memory so far.
+      members_killed: descendants that were alive at the end and were killed;
+        None while running.
+      usage: what the unit used to its end; None while running and without a cgroup.
     """
 
     handle: int
@@ -52,6 +98,11 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
     started_at: int
     ended_at: int | None
     output_dropped_bytes: int
+    reason: Reason | None
+    signaled_by: Literal["supervisor", "other"] | None
+    oom_kills: int
+    members_killed: int | None
+    usage: Usage | None
 
 
 class RunResult(Struct, frozen=True, kw_only=True):

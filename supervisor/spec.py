@@ -24,6 +24,42 @@ class User(Struct, frozen=True, kw_only=True):
     gid: AccountId | None = None
 
 
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a process may use; None is no limit of its own.
+
+    The first group is of the whole unit and needs cgroups; the second is of
+    each process in it (setrlimit(2), soft and hard).
+
+    Attributes:
+      memory_bytes: memory; beyond it the kernel kills.
+      memory_swap_bytes: swap, on top of that.
+      cpu: processors' worth of time, such as 0.5.
+      pids: processes and threads.
+      io_weight: share of the disks' time against others; 100 is usual.
+      open_files: highest descriptor number plus one.
+      core_bytes: size of a core dump; 0 for none.
+      file_bytes: size of a file that is written.
+    """
+
+    memory_bytes: Annotated[int, Meta(ge=1, le=2**62)] | None = None
+    memory_swap_bytes: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+    cpu: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+    pids: Annotated[int, Meta(ge=1, lt=2**22)] | None = None
+    io_weight: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    open_files: Annotated[int, Meta(ge=3, lt=2**31)] | None = None
+    core_bytes: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+    file_bytes: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+
+    def over(self, defaults: Limits) -> Limits:
+        """These, and where they say nothing, the defaults."""
+        return Limits(
+            **{
+                name: getattr(defaults, name) if (own := getattr(self, name)) is None else own
+                for name in self.__struct_fields__
+            }
+        )
+
+
 class ProcessSpec(Struct, frozen=True, kw_only=True):
     """What to start.
 
@@ -39,6 +75,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
       stdin_mode: `closed` reads end-of-file at once, `pipe` is fed by `write_stdin`.
       stdout_mode: `capture` into the process's output log, or `discard`.
       stderr_mode: the same for stderr.
+      limits: what it may use, over the supervisor's defaults.
     """
 
     command: str
@@ -49,6 +86,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     stdin_mode: StdinMode = "closed"
     stdout_mode: OutputMode = "capture"
     stderr_mode: OutputMode = "capture"
+    limits: Limits = Limits()
 
     def check(self) -> None:
         """Raise `SpecError` for what no kernel could start.

@@ -15,13 +15,14 @@ from msgspec import Struct
 
 from .accounts import Account, look_up
 from .errors import SpecError, SupervisorClosed
+from .host import Capabilities, Host
 from .life import Circumstances, live
 from .output import OutputLog
 from .process import Process
 from .record import RunResult
 from .registry import Registry, Retention
-from .spec import ProcessSpec, User
-from .unit import MARK_NAME
+from .session import MARK_NAME
+from .spec import Limits, ProcessSpec, User
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
       environment: what every process's environment starts from; None for this
         program's own, without the daemon's settings (`CRECHE_*`).
       retention: how long finished processes stay readable.
+      limits: what each process may use, where its spec says nothing.
+      use_cgroups: whether to give every process a cgroup, where the host allows it.
       output_limit_bytes: how much output each process's log keeps; past it
         the oldest bytes go, and readers are told.
       grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
@@ -47,6 +50,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     default_user: str | User | None = None
     environment: dict[str, str] | None = None
     retention: Retention = Retention()
+    limits: Limits = Limits()
+    use_cgroups: bool = True
     output_limit_bytes: int = 64 * 1024 * 1024
     grace_seconds: float = 5.0
     drain_seconds: float = 0.05
@@ -60,14 +65,17 @@ class Supervisor:
       opened_at: when it was opened, in seconds of `time.monotonic`.
     """
 
-    def __init__(self, nursery: trio.Nursery, config: SupervisorConfig) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, host: Host, name: str, config: SupervisorConfig
+    ) -> None:
         self.config = config
+        self._host = host
+        self._name = name
         self.opened_at = time.monotonic()
         self._nursery = nursery
         self._registry = Registry(config.retention)
         self._handles = itertools.count(1)
         self._closing = False
-        self._name = secrets.token_hex(8)
         environment = dict(os.environ) if config.environment is None else config.environment
         self._outer_mark = environment.get(MARK_NAME)
         self._environment = {
@@ -98,8 +106,9 @@ class Supervisor:
         process = Process(handle, spec, OutputLog(self.config.output_limit_bytes))
         mark = f"{self._name}-{handle}"
         account, environment = self._identity(spec, mark)
+        limits = spec.limits.over(self.config.limits)
         circumstances = Circumstances(
-            account, environment, mark, timeout, self.config.drain_seconds
+            account, environment, mark, limits, timeout, self.config.drain_seconds
         )
         await self._nursery.start(self._own, process, circumstances)
         return process
@@ -153,6 +162,11 @@ class Supervisor:
         return list(self._registry)
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What can be done on this host, and why not the rest."""
+        return self._host.capabilities
+
+    @property
     def running(self) -> int:
         """How many processes are running."""
         return self._registry.running
@@ -191,7 +205,7 @@ class Supervisor:
             self._registry.add(process)
             task_status.started()
 
-        await live(process, circumstances, started)
+        await live(process, circumstances, self._host, started)
         self._registry.finished(process)
 
     def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, dict[str, str]]:
@@ -204,7 +218,10 @@ class Supervisor:
             if account.is_own:
                 account = None
         environment.update(spec.env)
-        environment[MARK_NAME] = mark if self._outer_mark is None else f"{self._outer_mark}/{mark}"
+        if not self._host.has_cgroups:
+            environment[MARK_NAME] = (
+                mark if self._outer_mark is None else f"{self._outer_mark}/{mark}"
+            )
         return account, environment
 
 
@@ -223,17 +240,20 @@ async def open_supervisor(
     What the block raises comes out as it is, not in an exception group.
     """
     failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        supervisor = Supervisor(nursery, config)
-        nursery.start_soon(supervisor._registry.expire)
-        try:
-            yield supervisor
-        except BaseException as error:
-            # Raised again below: the nursery would wrap it in a group.
-            failure = error
-        finally:
-            with trio.CancelScope(shield=True):
-                await supervisor.stop()
-            nursery.cancel_scope.cancel()
+    name = secrets.token_hex(8)
+    with Host(name, use_cgroups=config.use_cgroups) as host:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.run)
+            supervisor = Supervisor(nursery, host, name, config)
+            nursery.start_soon(supervisor._registry.expire)
+            try:
+                yield supervisor
+            except BaseException as error:
+                # Raised again below: the nursery would wrap it in a group.
+                failure = error
+            finally:
+                with trio.CancelScope(shield=True):
+                    await supervisor.stop()
+                nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

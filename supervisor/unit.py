@@ -1,76 +1,42 @@
-"""The unit: one leader process and everything that descends from it.
-
-Every leader has a session of its own, and every process that it starts
-inherits a mark in its environment. So a process belongs to the unit if it is
-in the leader's session or group, if its parent belongs, or if it bears the
-mark; a descendant that double-forks and calls setsid(2) still bears the mark.
-(One that also erases its environment escapes once its parent has ended; only a
-cgroup holds that.)
-
-No signal is sent to a number that could have come to mean a stranger. The
-leader's pid and group stay reserved until the leader is reaped, which its
-owner does last of all; every other member is held by a pidfd, and looked at
-again once held, before it is signalled.
-"""
+"""The unit: one leader process and everything that descends from it."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import suppress
-from typing import NamedTuple
-
-import trio
+from abc import ABC, abstractmethod
 
 # pidfd_send_signal(2), since Linux 6.9; unknown to older kernels (EINVAL).
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 
-MARK_NAME = "CRECHE_UNIT"
-"""The environment variable that all members of a unit inherit.
 
-Its value is a path of marks, outermost first: a supervisor that itself runs in
-a unit adds its own, so that its processes stay members of the outer unit too.
-"""
+class Unit(ABC):
+    """The members of one unit, from the leader's start until it is reaped. A context manager.
 
-_MARK_PREFIX = f"{MARK_NAME}=".encode()
-
-# Until this much time has passed not even a fast machine has gone through all
-# pids, so the pids given out since a leader's start are an interval.
-_PID_CYCLE_SECONDS = 1.0
-
-
-class Unit:
-    """The members of one unit, from the leader's start until it is reaped.
-
-    A context manager, which owns the pidfds of members that it has found.
+    No signal is sent to a number that could have come to mean a stranger: the
+    leader's pid and group stay reserved until it is reaped, which its owner
+    does last of all.
 
     Args:
-      leader: pid of the leader, which is a session leader and not reaped.
+      leader: pid of the leader, which leads a session and has not been reaped.
       pidfd: the leader's pidfd; it stays the caller's.
-      mark: this unit's own mark in the environment of all members.
     """
 
-    __slots__ = ("_held", "_mark", "_pidfd", "_started", "leader")
+    __slots__ = ("_pidfd", "leader")
 
-    def __init__(self, leader: int, pidfd: int, mark: str) -> None:
+    def __init__(self, leader: int, pidfd: int) -> None:
         self.leader = leader
         self._pidfd = pidfd
-        self._mark = mark.encode()
-        self._started = trio.current_time()
-        self._held: dict[int, int] = {}
 
     def __enter__(self) -> Unit:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for pidfd in self._held.values():
-            os.close(pidfd)
-        self._held.clear()
+    @abstractmethod
+    def __exit__(self, *_: object) -> None: ...
 
     def signal_group(self, signum: int) -> None:
-        """Send a signal to the leader's process group. The leader must not have been reaped."""
+        """Send a signal to the leader's process group."""
         try:
             signal.pidfd_send_signal(self._pidfd, signum, None, _PIDFD_SIGNAL_PROCESS_GROUP)
         except ProcessLookupError:
@@ -81,124 +47,14 @@ class Unit:
             # Not yet reaped, hence still the number of this very group.
             os.killpg(self.leader, signum)
 
+    @abstractmethod
     def kill(self) -> None:
-        """SIGKILL to everything. The leader must not have been reaped.
+        """SIGKILL to everything, the leader included."""
 
-        What the members start meanwhile is left to `kill_descendants`.
+    @abstractmethod
+    async def kill_descendants(self) -> int:
+        """Kill everything but the leader, which has exited; how many, once all are dead.
+
+        A process in uninterruptible sleep dies when the kernel lets it, and
+        this waits for that.
         """
-        try:
-            # Found before the leader dies: its children lose their parent
-            # with it, and one that left the session and erased its
-            # environment has no other sign of belonging here.
-            self._hold_members()
-        finally:
-            # The group first and at once: a leader that saw its child die
-            # alone would exit with a status of its own.
-            self.signal_group(signal.SIGKILL)
-            self._kill_held()
-
-    async def kill_descendants(self) -> None:
-        """Kill everything but the leader and return once it is dead.
-
-        For a leader that has exited. Processes in uninterruptible sleep die
-        when the kernel lets them, and this waits for that.
-        """
-        self._hold_members()
-        while self._held:
-            self._kill_held()
-            for pid in list(self._held):
-                await trio.lowlevel.wait_readable(self._held[pid])
-                os.close(self._held.pop(pid))
-            # Until nobody new is found: they may have forked meanwhile.
-            self._hold_members()
-
-    def _hold_members(self) -> None:
-        """Hold all living members but the leader by a pidfd."""
-        found: dict[int, int] = {}
-        try:
-            for pid in self._members():
-                if pid not in self._held:
-                    with suppress(ProcessLookupError):
-                        found[pid] = os.pidfd_open(pid)
-            # Looked at again now that they are held: a pid may have been
-            # reused between the first look and the hold.
-            for pid in self._members(among=found) if found else ():
-                self._held[pid] = found.pop(pid)
-        finally:
-            for pidfd in found.values():
-                os.close(pidfd)
-
-    def _kill_held(self) -> None:
-        for pidfd in self._held.values():
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-
-    def _members(self, among: dict[int, int] | None = None) -> list[int]:
-        candidates = self._candidates() if among is None else among
-        family = {self.leader}
-        strangers: list[_Stat] = []
-        for pid in sorted(candidates):
-            stat = _read_stat(pid)
-            if stat is None or pid == self.leader or stat.state in "ZX":
-                continue
-            if stat.session == self.leader or stat.group == self.leader or self._bears_mark(pid):
-                family.add(pid)
-            else:
-                strangers.append(stat)
-        # A child has its parent's membership, whatever it did to its session
-        # and environment. Repeated, because pids wrap: a child's may be lower.
-        while grown := [stat for stat in strangers if stat.parent in family]:
-            family.update(stat.pid for stat in grown)
-            strangers = [stat for stat in strangers if stat.pid not in family]
-        family.discard(self.leader)
-        return sorted(family)
-
-    def _candidates(self) -> Iterator[int]:
-        """The pids that can be members: those given out since the leader's start."""
-        with open("/proc/loadavg", "rb") as file:
-            newest = int(file.read().rsplit(maxsplit=1)[1])
-        if newest == self.leader:
-            return
-        everything = trio.current_time() - self._started > _PID_CYCLE_SECONDS
-        wrapped = newest < self.leader
-        for name in os.listdir("/proc"):
-            if name.isdecimal():
-                pid = int(name)
-                if (
-                    everything
-                    or self.leader < pid <= newest
-                    or (wrapped and (pid > self.leader or pid <= newest))
-                ):
-                    yield pid
-
-    def _bears_mark(self, pid: int) -> bool:
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                environment = file.read()
-        except OSError:
-            return False  # Gone, or another user's and so not started by us.
-        return self._mark in environment and any(
-            self._mark in variable.removeprefix(_MARK_PREFIX).split(b"/")
-            for variable in environment.split(b"\0")
-            if variable.startswith(_MARK_PREFIX)
-        )
-
-
-class _Stat(NamedTuple):
-    pid: int
-    state: str
-    parent: int
-    group: int
-    session: int
-
-
-def _read_stat(pid: int) -> _Stat | None:
-    """The head of /proc/PID/stat (proc_pid_stat(5)); None when the process is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The command's name, in parentheses, may hold anything.
-            fields = file.read().rpartition(b") ")[2].split(maxsplit=4)
-    except OSError:
-        return None
-    state, parent, group, session, _ = fields
-    return _Stat(pid, state.decode(), int(parent), int(group), int(session))

@@ -162,7 +162,8 @@ _OUT_OF_PROCESSES = """
 import os, resource, trio
 from supervisor import *
 async def main():
-    async with open_supervisor() as supervisor:
+    # Without cgroups, which it would lose the permission for.
+    async with open_supervisor(SupervisorConfig(use_cgroups=False)) as supervisor:
         await supervisor.run(ProcessSpec(command="/bin/true"))
         os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))

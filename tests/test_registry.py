@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from supervisor import ProcessNotFound, ProcessSpec, Retention, SupervisorConfig, open_supervisor
 from supervisor.output import OutputLog
 from supervisor.process import Process
-from supervisor.record import ExitStatus
+from supervisor.record import End, ExitStatus
 from supervisor.registry import Registry
 
 from .test_process import sh
@@ -21,7 +21,15 @@ def _finished(registry: Registry, handle: int, pid: int, output: bytes = b"") ->
     registry.add(process)
     if output:
         process.log.append("stdout", output, 0)
-    process.finish(ExitStatus(0, None))
+    process.finish(
+        End(
+            exit_status=ExitStatus(0, None),
+            timed_out=False,
+            oom_kills=0,
+            members_killed=0,
+            usage=None,
+        )
+    )
     registry.finished(process)
     return process
 

@@ -1,0 +1,168 @@
+"""A leaf: the cgroup of one unit, made fresh and removed with it.
+
+Membership, killing and freezing are the version 2 hierarchy's, everywhere.
+Limits and counters are those of whatever controllers the host has: in the same
+directory (version 2), or in directories of their own (version 1, in a hybrid
+host). `Controllers` is what the two have in common.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Protocol
+
+import trio
+from msgspec import Struct
+
+from ..record import Usage
+from . import files
+from .events import CgroupEvents
+
+_logger = logging.getLogger(__name__)
+
+
+class CgroupLimits(Struct, frozen=True, kw_only=True):
+    """The limits that controllers set; None leaves one as it is inherited.
+
+    Attributes:
+      memory_bytes: of the whole unit; beyond it the kernel kills.
+      memory_swap_bytes: of swap, on top of that.
+      cpu_cores: processors' worth of time.
+      pids: processes and threads of the unit.
+      io_weight: share of the disks' time, 1 to 10,000; 100 by default.
+    """
+
+    memory_bytes: int | None = None
+    memory_swap_bytes: int | None = None
+    cpu_cores: float | None = None
+    pids: int | None = None
+    io_weight: int | None = None
+
+
+class Controllers(Protocol):
+    """One unit's part of the controllers: limits and counters."""
+
+    def directories(self) -> list[str]:
+        """The directories that the unit's processes must join, besides the membership's."""
+
+    def oom_kills(self) -> int:
+        """How many times the kernel has killed in this unit for memory."""
+
+    def usage(self) -> Usage:
+        """What the unit has used so far."""
+
+    def watch_ooms(
+        self, stack: ExitStack, events: CgroupEvents, happened: Callable[[], None]
+    ) -> None:
+        """Call `happened` at every kill for memory, until the stack ends."""
+
+
+class Leaf:
+    """The cgroup of one unit.
+
+    Args:
+      directory: in the version 2 hierarchy; exists already.
+      controllers: the unit's part of them; exists already.
+      events: who tells of changes.
+    """
+
+    __slots__ = ("_controllers", "_directory", "_events", "_oom_happened")
+
+    def __init__(self, directory: str, controllers: Controllers, events: CgroupEvents) -> None:
+        self._directory = directory
+        self._controllers = controllers
+        self._events = events
+        self._oom_happened = False
+
+    def open_joins(self, stack: ExitStack) -> tuple[int, ...]:
+        """Descriptors through which a process joins by writing `0`; the stack closes them.
+
+        The permission is checked here, at the opening, and not at the writing
+        (cgroups(7)), so that it does not matter who the writer is.
+        """
+        directories = [*self._controllers.directories(), self._directory]
+        joins = []
+        for directory in directories:
+            join = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            stack.callback(os.close, join)
+            joins.append(join)
+        return tuple(joins)
+
+    def watch_ooms(self, stack: ExitStack) -> None:
+        """Have the kernel tell of kills for memory, until the stack ends."""
+        self._controllers.watch_ooms(stack, self._events, self._note_oom)
+
+    def _note_oom(self) -> None:
+        # No more than a note: version 1 tells at the beginning of an out of
+        # memory, when the kill has not been counted yet.
+        self._oom_happened = True
+
+    def oom_kills(self) -> int:
+        """How many times the kernel has killed in this unit for memory, read now."""
+        return self._controllers.oom_kills()
+
+    def oom_kills_if_told(self) -> int:
+        """The same, but read only if the kernel has told of any."""
+        return self._controllers.oom_kills() if self._oom_happened else 0
+
+    def usage(self) -> Usage:
+        """What the unit has used so far."""
+        return self._controllers.usage()
+
+    def member_count(self) -> int:
+        """How many processes are alive in it, cgroups below it included."""
+        count = 0
+        for directory, _, _ in os.walk(self._directory):
+            count += files.read(f"{directory}/cgroup.procs").count("\n")
+        return count
+
+    def is_empty(self) -> bool:
+        """Whether nothing in it is alive; zombies do not count."""
+        return files.keyed(files.read(f"{self._directory}/cgroup.events"))["populated"] == 0
+
+    def kill(self) -> None:
+        """SIGKILL to all members at once, whatever they are forking (Linux 5.14)."""
+        files.write(f"{self._directory}/cgroup.kill", 1)
+
+    async def wait_until_empty(self) -> None:
+        """Wait until nothing in it is alive."""
+        changes = trio.lowlevel.ParkingLot()
+        with self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all):
+            while not self.is_empty():
+                await changes.park()
+
+    async def freeze(self, frozen: bool) -> None:
+        """Stop all members where they are, or let them go on; returns when that is so."""
+        changes = trio.lowlevel.ParkingLot()
+        with self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all):
+            files.write(f"{self._directory}/cgroup.freeze", int(frozen))
+            while files.keyed(files.read(f"{self._directory}/cgroup.events"))["frozen"] != frozen:
+                await changes.park()
+
+    def remove(self) -> None:
+        """Remove the directories, once it is empty. What cannot be removed is logged."""
+        for directory in (*self._controllers.directories(), self._directory):
+            remove_tree(directory)
+
+
+def remove_tree(directory: str) -> None:
+    """Remove a cgroup and all below it, bottom up; logs what stays."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            _logger.error("cgroup %s stays: %s", directory, error.strerror)
+            return
+        below = [path for path, _, _ in os.walk(directory, topdown=False)]
+        for path in below:
+            with suppress(FileNotFoundError):
+                try:
+                    os.rmdir(path)
+                except OSError as stays:
+                    _logger.error("cgroup %s stays: %s", path, stays.strerror)

@@ -1,0 +1,218 @@
+"""The supervisor's own part of the cgroup tree: found at the start, removed at the end.
+
+    own cgroup/                 where the supervisor was started
+    ├── creche-daemon/          the supervisor itself, if it had to move (below)
+    └── creche-3f2a…/           the units of one supervisor; locked while it lives
+        ├── 1/                  a leaf, named by the handle
+        └── 2/
+
+Version 2 gives controllers only to the children of a cgroup without processes
+of its own (kernel, cgroup-v2.rst, "No Internal Process Constraint"). So where
+the own cgroup refuses to pass its controllers on, its processes move into a
+leaf beside the units. The root of a host is exempt from that rule.
+
+In a hybrid host the limits are version 1's, and each of its hierarchies has the
+same units' directory under the supervisor's own cgroup there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from contextlib import ExitStack, suppress
+from typing import Literal
+
+from ..errors import LimitUnavailable
+from . import files
+from .events import CgroupEvents
+from .leaf import CgroupLimits, Leaf, remove_tree
+from .mounts import find_own_cgroups
+from .version1 import Version1Controllers
+from .version2 import Version2Controllers
+
+_logger = logging.getLogger(__name__)
+
+_PREFIX = "creche-"
+_DAEMON = "creche-daemon"
+_CONTROLLERS = ("memory", "pids", "cpu", "io")
+_VERSION1_NAMES = {"io": "blkio"}
+
+
+class NoCgroups(Exception):
+    """There can be no cgroups here; the message says why."""
+
+
+class CgroupTree:
+    """Makes the leaves of one supervisor. A context manager that owns the units' directories.
+
+    Args:
+      name: of this supervisor, unique.
+      events: who tells of changes.
+
+    Raises:
+      NoCgroups: the kernel, the mounts or the permissions do not allow it.
+
+    Attributes:
+      version: of the controllers: `2`, or `1` in a hybrid host.
+      controllers: those that can limit, by their version 2 names.
+    """
+
+    def __init__(self, name: str, events: CgroupEvents) -> None:
+        own = find_own_cgroups()
+        if own.unified is None:
+            raise NoCgroups("no cgroup version 2 hierarchy is mounted")
+        self._events = events
+        self._name = _PREFIX + name
+        self._base = own.unified
+        if os.path.basename(self._base) == _DAEMON:
+            self._base = os.path.dirname(self._base)
+        self._units = f"{self._base}/{self._name}"
+        self._stack = ExitStack()
+        self._version1_parents: dict[str, str] = {}
+        self.version: Literal[1, 2] = 2
+        self.controllers: frozenset[str]
+        with ExitStack() as stack:
+            try:
+                self._make_units(stack)
+                if not os.path.exists(f"{self._units}/cgroup.kill"):
+                    raise NoCgroups("the kernel has no cgroup.kill (Linux 5.14)")
+                self.controllers = self._enable_controllers()
+                if "memory" not in self.controllers and "memory" in own.by_controller:
+                    self._make_version1_parents(own.by_controller, stack)
+            except OSError as error:
+                raise NoCgroups(f"{error.filename}: {error.strerror}") from error
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> CgroupTree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def make_leaf(self, name: str, limits: CgroupLimits) -> Leaf:
+        """A fresh leaf: a reused one would keep old counters, and late events of its predecessor.
+
+        Raises:
+          LimitUnavailable: a limit needs a controller that is not here.
+          OSError: it cannot be made.
+        """
+        directory = f"{self._units}/{name}"
+        os.mkdir(directory)
+        try:
+            if self.version == 2:
+                controllers = Version2Controllers(directory)
+                controllers.set_limits(limits)
+                return Leaf(directory, controllers, self._events)
+            version1 = Version1Controllers(self._version1_parents, name, limits, directory)
+            return Leaf(directory, version1, self._events)
+        except BaseException as error:
+            os.rmdir(directory)
+            if isinstance(error, FileNotFoundError):
+                raise LimitUnavailable(
+                    f"the controller for a limit is not available here: {error}", field="limits"
+                ) from error
+            if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ERANGE):
+                raise LimitUnavailable(
+                    f"the kernel does not take a limit: {error}", field="limits"
+                ) from error
+            raise
+
+    async def sweep(self) -> None:
+        """Kill and remove what dead supervisors have left beside this one."""
+        for name in os.listdir(self._base):
+            directory = f"{self._base}/{name}"
+            if name in (self._name, _DAEMON) or not name.startswith(_PREFIX):
+                continue
+            with ExitStack() as stack:
+                try:
+                    _lock(directory, stack)
+                    _logger.info("removing what a dead supervisor left in %s", directory)
+                    stale = Leaf(directory, Version2Controllers(directory), self._events)
+                    stale.kill()
+                    await stale.wait_until_empty()
+                except BlockingIOError:
+                    continue  # Its supervisor lives.
+                except OSError as error:
+                    _logger.warning("%s: %s", directory, error)
+                    continue
+            remove_tree(directory)
+            for parent in self._version1_parents.values():
+                remove_tree(f"{os.path.dirname(parent)}/{name}")
+
+    def _make_units(self, stack: ExitStack) -> None:
+        while True:
+            os.mkdir(self._units)
+            with ExitStack() as attempt:
+                attempt.callback(remove_tree, self._units)
+                _lock(self._units, attempt)
+                # Another supervisor may have swept it before it was locked.
+                if os.path.exists(self._units):
+                    stack.push(attempt.pop_all())
+                    return
+
+    def _enable_controllers(self) -> frozenset[str]:
+        available = set(files.read(f"{self._base}/cgroup.controllers").split())
+        wanted = [controller for controller in _CONTROLLERS if controller in available]
+        enabled = set()
+        for controller in wanted:
+            try:
+                self._enable(controller)
+            except OSError as error:
+                _logger.info("no %s controller: %s", controller, error)
+            else:
+                enabled.add(controller)
+        return frozenset(enabled)
+
+    def _enable(self, controller: str) -> None:
+        control = f"{self._base}/cgroup.subtree_control"
+        if controller not in files.read(control).split():
+            try:
+                files.write(control, f"+{controller}")
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                self._move_processes_out()
+                files.write(control, f"+{controller}")
+        files.write(f"{self._units}/cgroup.subtree_control", f"+{controller}")
+
+    def _move_processes_out(self) -> None:
+        """Move all processes of the own cgroup into a leaf, so that it can pass controllers on."""
+        daemon = f"{self._base}/{_DAEMON}"
+        with suppress(FileExistsError):
+            os.mkdir(daemon)
+        while pids := files.read(f"{self._base}/cgroup.procs").split():
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    files.write(f"{daemon}/cgroup.procs", pid)
+
+    def _make_version1_parents(self, own: dict[str, str], stack: ExitStack) -> None:
+        available = set()
+        for controller in _CONTROLLERS:
+            name = _VERSION1_NAMES.get(controller, controller)
+            if name not in own:
+                continue
+            directory = f"{own[name]}/{self._name}"
+            try:
+                os.mkdir(directory)
+            except OSError as error:
+                _logger.info("no %s controller: %s", controller, error)
+                continue
+            stack.callback(remove_tree, directory)
+            self._version1_parents[name] = directory
+            available.add(controller)
+        if available:
+            self.version = 1
+            self.controllers = frozenset(available)
+
+
+def _lock(directory: str, stack: ExitStack) -> None:
+    """Hold the directory's lock until the stack ends.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,39 @@
+"""A unit with a cgroup, which holds every descendant whatever it does."""
+
+from __future__ import annotations
+
+import signal
+
+from ..unit import Unit
+from .leaf import Leaf
+
+
+class CgroupUnit(Unit):
+    """The members of a leaf."""
+
+    __slots__ = ("_leaf",)
+
+    def __init__(self, leader: int, pidfd: int, leaf: Leaf) -> None:
+        super().__init__(leader, pidfd)
+        self._leaf = leaf
+
+    def __exit__(self, *_: object) -> None:
+        pass  # The leaf has its own owner.
+
+    def kill(self) -> None:
+        """SIGKILL to everything at once."""
+        # The group first: a leader that saw its child die alone would exit
+        # with a status of its own.
+        self.signal_group(signal.SIGKILL)
+        self._leaf.kill()
+
+    async def kill_descendants(self) -> int:
+        """Kill what is alive in the leaf."""
+        # Read and not waited for: reading is never late, and nearly always
+        # nobody is left (kernel notifications may be 10 ms late).
+        if self._leaf.is_empty():
+            return 0
+        count = self._leaf.member_count()
+        self._leaf.kill()
+        await self._leaf.wait_until_empty()
+        return count

@@ -1,0 +1,116 @@
+"""Controllers of version 1, in a hybrid host: a directory for each (kernel, cgroup-v1/).
+
+memory is always joined, since only a cgroup of one's own tells who was killed
+for memory. pids, cpu and blkio are joined where a limit asks for them: every
+directory costs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from ..record import Usage
+from . import files
+from .events import CgroupEvents
+from .leaf import CgroupLimits
+
+_PERIOD_US = 100_000
+
+
+class Version1Controllers:
+    """One unit's limits and counters.
+
+    Args:
+      parents: the directories, by controller, that the unit's are made in.
+      name: of the unit's directories.
+      limits: what to set.
+      membership: the unit's version 2 directory, which counts processor time.
+
+    Raises:
+      OSError: FileNotFoundError where a controller is missing. Nothing is left.
+    """
+
+    __slots__ = ("_by_controller", "_membership", "_memory_is_limited")
+
+    def __init__(
+        self, parents: dict[str, str], name: str, limits: CgroupLimits, membership: str
+    ) -> None:
+        wanted = {
+            "memory": "memory" in parents or limits.memory_bytes is not None,
+            "pids": limits.pids is not None,
+            "cpu": limits.cpu_cores is not None,
+            "blkio": limits.io_weight is not None,
+        }
+        self._membership = membership
+        self._memory_is_limited = limits.memory_bytes is not None
+        self._by_controller: dict[str, str] = {}
+        try:
+            for controller in (controller for controller, is_wanted in wanted.items() if is_wanted):
+                if controller not in parents:
+                    raise FileNotFoundError(controller)
+                directory = f"{parents[controller]}/{name}"
+                os.mkdir(directory)
+                self._by_controller[controller] = directory
+            self._set_limits(limits)
+        except BaseException:
+            for directory in self._by_controller.values():
+                os.rmdir(directory)
+            raise
+
+    def directories(self) -> list[str]:
+        """One for each controller."""
+        return list(self._by_controller.values())
+
+    def _set_limits(self, limits: CgroupLimits) -> None:
+        if limits.memory_bytes is not None:
+            memory = self._by_controller["memory"]
+            files.write(f"{memory}/memory.limit_in_bytes", limits.memory_bytes)
+            if limits.memory_swap_bytes is not None:
+                # Version 1 limits the sum.
+                both = limits.memory_bytes + limits.memory_swap_bytes
+                files.write(f"{memory}/memory.memsw.limit_in_bytes", both)
+        elif limits.memory_swap_bytes is not None:
+            raise FileNotFoundError("version 1 limits swap only together with memory")
+        if limits.pids is not None:
+            files.write(f"{self._by_controller['pids']}/pids.max", limits.pids)
+        if limits.cpu_cores is not None:
+            quota = max(1000, round(limits.cpu_cores * _PERIOD_US))
+            files.write(f"{self._by_controller['cpu']}/cpu.cfs_quota_us", quota)
+        if limits.io_weight is not None:
+            files.write(f"{self._by_controller['blkio']}/blkio.bfq.weight", limits.io_weight)
+
+    def oom_kills(self) -> int:
+        """`oom_kill` of memory.oom_control."""
+        if "memory" not in self._by_controller:
+            return 0
+        text = files.read(f"{self._by_controller['memory']}/memory.oom_control")
+        return files.keyed(text)["oom_kill"]
+
+    def watch_ooms(
+        self, stack: ExitStack, events: CgroupEvents, happened: Callable[[], None]
+    ) -> None:
+        """Have an eventfd signalled. Its descriptor is a cost that only a limit of memory is worth."""
+        if self._memory_is_limited:
+            memory = self._by_controller["memory"]
+            stack.enter_context(events.watch_oom_control(memory, happened))
+
+    def usage(self) -> Usage:
+        """Processor time from the membership's cpu.stat, memory from the memory controller."""
+        cpu = files.keyed(files.read(f"{self._membership}/cpu.stat"))
+        peak = faults = major_faults = None
+        if memory := self._by_controller.get("memory"):
+            peak = int(files.read(f"{memory}/memory.max_usage_in_bytes"))
+            statistics = files.keyed(files.read(f"{memory}/memory.stat"))
+            faults = statistics.get("total_pgfault")
+            major_faults = statistics.get("total_pgmajfault")
+        return Usage(
+            cpu_user_us=cpu["user_usec"],
+            cpu_system_us=cpu["system_usec"],
+            memory_peak_bytes=peak,
+            read_bytes=None,
+            written_bytes=None,
+            page_faults=faults,
+            major_page_faults=major_faults,
+        )

@@ -1,0 +1,180 @@
+"""A unit without a cgroup: found through sessions, ancestry and a mark in the environment.
+
+Every leader has a session of its own, and every process that it starts
+inherits a mark in its environment. So a process belongs to the unit if it is
+in the leader's session or group, if its parent belongs, or if it bears the
+mark; a descendant that double-forks and calls setsid(2) still bears the mark.
+(One that also erases its environment escapes once its parent has ended; only a
+cgroup holds that.)
+
+No signal is sent to a number that could have come to mean a stranger. The
+leader's pid and group stay reserved until the leader is reaped, which its
+owner does last of all; every other member is held by a pidfd, and looked at
+again once held, before it is signalled.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+import trio
+
+from .unit import Unit
+
+MARK_NAME = "CRECHE_UNIT"
+"""The environment variable that all members of a unit inherit.
+
+Its value is a path of marks, outermost first: a supervisor that itself runs in
+a unit adds its own, so that its processes stay members of the outer unit too.
+"""
+
+_MARK_PREFIX = f"{MARK_NAME}=".encode()
+
+# Until this much time has passed not even a fast machine has gone through all
+# pids, so the pids given out since a leader's start are an interval.
+_PID_CYCLE_SECONDS = 1.0
+
+
+class SessionUnit(Unit):
+    """The members of one unit, as far as /proc shows that they belong together.
+
+    A context manager, which owns the pidfds of members that it has found.
+
+    Args:
+      leader, pidfd: see `Unit`.
+      mark: this unit's own mark in the environment of all members.
+    """
+
+    __slots__ = ("_held", "_mark", "_started")
+
+    def __init__(self, leader: int, pidfd: int, mark: str) -> None:
+        super().__init__(leader, pidfd)
+        self._mark = mark.encode()
+        self._started = trio.current_time()
+        self._held: dict[int, int] = {}
+
+    def __exit__(self, *_: object) -> None:
+        for pidfd in self._held.values():
+            os.close(pidfd)
+        self._held.clear()
+
+    def kill(self) -> None:
+        """SIGKILL to everything; what the members start meanwhile is left to `kill_descendants`."""
+        try:
+            # Found before the leader dies: its children lose their parent
+            # with it, and one that left the session and erased its
+            # environment has no other sign of belonging here.
+            self._hold_members()
+        finally:
+            # The group first and at once: a leader that saw its child die
+            # alone would exit with a status of its own.
+            self.signal_group(signal.SIGKILL)
+            self._kill_held()
+
+    async def kill_descendants(self) -> int:
+        """Kill everything but the leader, until nobody new is found: they may fork meanwhile."""
+        killed = 0
+        self._hold_members()
+        while self._held:
+            self._kill_held()
+            for pid in list(self._held):
+                await trio.lowlevel.wait_readable(self._held[pid])
+                os.close(self._held.pop(pid))
+                killed += 1
+            self._hold_members()
+        return killed
+
+    def _hold_members(self) -> None:
+        """Hold all living members but the leader by a pidfd."""
+        found: dict[int, int] = {}
+        try:
+            for pid in self._members():
+                if pid not in self._held:
+                    with suppress(ProcessLookupError):
+                        found[pid] = os.pidfd_open(pid)
+            # Looked at again now that they are held: a pid may have been
+            # reused between the first look and the hold.
+            for pid in self._members(among=found) if found else ():
+                self._held[pid] = found.pop(pid)
+        finally:
+            for pidfd in found.values():
+                os.close(pidfd)
+
+    def _kill_held(self) -> None:
+        for pidfd in self._held.values():
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _members(self, among: dict[int, int] | None = None) -> list[int]:
+        candidates = self._candidates() if among is None else among
+        family = {self.leader}
+        strangers: list[_Stat] = []
+        for pid in sorted(candidates):
+            stat = _read_stat(pid)
+            if stat is None or pid == self.leader or stat.state in "ZX":
+                continue
+            if stat.session == self.leader or stat.group == self.leader or self._bears_mark(pid):
+                family.add(pid)
+            else:
+                strangers.append(stat)
+        # A child has its parent's membership, whatever it did to its session
+        # and environment. Repeated, because pids wrap: a child's may be lower.
+        while grown := [stat for stat in strangers if stat.parent in family]:
+            family.update(stat.pid for stat in grown)
+            strangers = [stat for stat in strangers if stat.pid not in family]
+        family.discard(self.leader)
+        return sorted(family)
+
+    def _candidates(self) -> Iterator[int]:
+        """The pids that can be members: those given out since the leader's start."""
+        with open("/proc/loadavg", "rb") as file:
+            newest = int(file.read().rsplit(maxsplit=1)[1])
+        if newest == self.leader:
+            return
+        everything = trio.current_time() - self._started > _PID_CYCLE_SECONDS
+        wrapped = newest < self.leader
+        for name in os.listdir("/proc"):
+            if name.isdecimal():
+                pid = int(name)
+                if (
+                    everything
+                    or self.leader < pid <= newest
+                    or (wrapped and (pid > self.leader or pid <= newest))
+                ):
+                    yield pid
+
+    def _bears_mark(self, pid: int) -> bool:
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read()
+        except OSError:
+            return False  # Gone, or another user's and so not started by us.
+        return self._mark in environment and any(
+            self._mark in variable.removeprefix(_MARK_PREFIX).split(b"/")
+            for variable in environment.split(b"\0")
+            if variable.startswith(_MARK_PREFIX)
+        )
+
+
+class _Stat(NamedTuple):
+    pid: int
+    state: str
+    parent: int
+    group: int
+    session: int
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    """The head of /proc/PID/stat (proc_pid_stat(5)); None when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name, in parentheses, may hold anything.
+            fields = file.read().rpartition(b") ")[2].split(maxsplit=4)
+    except OSError:
+        return None
+    state, parent, group, session, _ = fields
+    return _Stat(pid, state.decode(), int(parent), int(group), int(session))
