@@ -145,6 +145,7 @@ STATUS: dict[ClientError, int] = {
     supervisor.ProcessNotRunning: 400,
     supervisor.InvalidSignal: 400,
     supervisor.StdinNotWritable: 400,
+    supervisor.CgroupsUnavailable: 409,
 }
 """Every error that a client can see, and its status."""
 

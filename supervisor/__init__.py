@@ -12,6 +12,7 @@ The public names are the ones listed in `__all__`.
 from .errors import (
     ArgumentListTooLong,
     BadEnvironmentName,
+    CgroupsUnavailable,
     CommandIsDirectory,
     CommandNotFound,
     InterpreterNotFound,
@@ -53,6 +54,7 @@ __all__ = [
     "ArgumentListTooLong",
     "BadEnvironmentName",
     "Capabilities",
+    "CgroupsUnavailable",
     "Chunk",
     "CommandIsDirectory",
     "CommandNotFound",

@@ -190,6 +190,12 @@ class InvalidSignal(SupervisorError):
     code = "INVALID_SIGNAL"
 
 
+class CgroupsUnavailable(SupervisorError):
+    """What was asked for needs a cgroup, and this supervisor has none; its capabilities say why."""
+
+    code = "CGROUPS_UNAVAILABLE"
+
+
 class StdinNotWritable(SupervisorError):
     """The process's stdin is not a pipe, was closed, or nobody reads it any more."""
 

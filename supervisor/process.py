@@ -12,7 +12,7 @@ from typing import Literal
 import trio
 
 from .cgroups import Leaf
-from .errors import InvalidSignal, ProcessNotRunning, StdinNotWritable
+from .errors import CgroupsUnavailable, InvalidSignal, ProcessNotRunning, StdinNotWritable
 from .lines import LineReader
 from .output import Cursor, OutputLog, Stream
 from .record import End, ProcessRecord, Reason, Status, Usage
@@ -210,6 +210,31 @@ class Process:
             await self._ended.wait()
             return
         await self.kill()
+
+    async def freeze(self) -> None:
+        """Stop the whole tree where it is, and return when it stands still.
+
+        It takes no signal but SIGKILL until `thaw`, and its timeout goes on.
+
+        Raises:
+          ProcessNotRunning: the process has ended.
+          CgroupsUnavailable: only a cgroup can be frozen.
+        """
+        await self._freezable_leaf().freeze(True)
+
+    async def thaw(self) -> None:
+        """Let a frozen tree go on.
+
+        Raises: as `freeze`.
+        """
+        await self._freezable_leaf().freeze(False)
+
+    def _freezable_leaf(self) -> Leaf:
+        if self._unit is None:
+            raise ProcessNotRunning(f"{self._name} is not running")
+        if self._leaf is None:
+            raise CgroupsUnavailable("there are no cgroups here, so nothing can be frozen")
+        return self._leaf
 
     async def write_stdin(self, data: bytes) -> None:
         """Write to stdin and return once the pipe has taken everything.

@@ -21,6 +21,7 @@ from supervisor import (
     StdinNotWritable,
     Supervisor,
     SupervisorConfig,
+    open_supervisor,
 )
 
 from .conftest import PATIENCE_SECONDS
@@ -187,14 +188,14 @@ async def test_a_kill_also_finds_who_left_the_session_and_its_environment(
     assert running_with(unique) == set()
 
 
-async def test_descendants_may_finish_what_they_are_writing(supervisor: Supervisor) -> None:
+async def test_descendants_may_finish_what_they_are_writing() -> None:
     # A shell does not wait for its process substitutions.
-    for _ in range(30):
-        process = await supervisor.start(
-            ProcessSpec(command="bash", args=("-c", "echo through > >(cat)"))
-        )
-        await process.wait()
-        assert process.log.read_bytes("stdout") == b"through\n"
+    async with open_supervisor(SupervisorConfig(drain_seconds=PATIENCE_SECONDS)) as supervisor:
+        for _ in range(30):
+            result = await supervisor.run(
+                ProcessSpec(command="bash", args=("-c", "echo through > >(cat)"))
+            )
+            assert result.stdout == b"through\n"
 
 
 async def test_a_descendant_that_never_stops_writing_does_not_hold_up_the_end(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ async def test_the_session_is_as_printed(daemon: Daemon, tmp_path: Path) -> None
 
 _PROGRAMS = [
     (program.text, output.text)
-    for program, output in zip(_BLOCKS, _BLOCKS[1:], strict=False)
+    for program, output in pairwise(_BLOCKS)
     if program.language == "python"
 ]
 

@@ -14,7 +14,7 @@ import os
 import select
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 
@@ -93,8 +93,11 @@ class CgroupEvents:
                 if descriptor == self._inotify:
                     self._read_inotify()
                 elif happened := self._by_eventfd.get(descriptor):
-                    os.eventfd_read(descriptor)
-                    happened()
+                    # Empty if the event was that of a predecessor, closed
+                    # since, whose number this one has.
+                    with suppress(BlockingIOError):
+                        os.eventfd_read(descriptor)
+                        happened()
 
     def _read_inotify(self) -> None:
         data = os.read(self._inotify, 65536)

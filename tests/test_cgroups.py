@@ -1,0 +1,335 @@
+"""Units in cgroups, on whatever version this kernel has: limits, ends, and who was killed for memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import trio
+
+from supervisor import (
+    Limits,
+    LimitUnavailable,
+    ProcessRecord,
+    ProcessSpec,
+    Supervisor,
+    SupervisorConfig,
+    open_supervisor,
+)
+from supervisor.cgroups.mounts import find_own_cgroups
+
+from .conftest import PATIENCE_SECONDS
+from .kernel import running_with
+from .test_process import first_line, sh
+
+MIB = 1024 * 1024
+_REPETITIONS = int(os.environ.get("CRECHE_TEST_REPETITIONS", "1000"))
+
+
+def hog(limit_mib: int = 16) -> ProcessSpec:
+    """A leader that asks for memory from its first instruction on and never stops."""
+    return ProcessSpec(
+        command="tail", args=("/dev/zero",), limits=Limits(memory_bytes=limit_mib * MIB)
+    )
+
+
+def creche_cgroups() -> set[str]:
+    """All cgroups below ours that any supervisor of ours has made."""
+    own = find_own_cgroups()
+    found = set()
+    for directory in {own.unified, *own.by_controller.values()}:
+        assert directory is not None
+        for path, names, _ in os.walk(directory):
+            found |= {f"{path}/{name}" for name in names if name.startswith("creche-")}
+    return {path for path in found if not path.endswith("/creche-daemon")}
+
+
+@asynccontextmanager
+async def kernel_log_victims() -> AsyncIterator[Counter[int]]:
+    """How often the kernel's log names each pid as a victim, from the block's beginning to its end.
+
+    Read all the time, since the log is a ring that forgets.
+    """
+    victims: Counter[int] = Counter()
+    descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    os.lseek(descriptor, 0, os.SEEK_END)
+
+    def read() -> None:
+        while True:
+            try:
+                record = os.read(descriptor, 8192)
+            except BlockingIOError:
+                return
+            if match := re.search(rb"Killed process (\d+) ", record):
+                victims[int(match[1])] += 1
+
+    async def follow() -> None:
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            read()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            yield victims
+            nursery.cancel_scope.cancel()
+        read()
+    finally:
+        os.close(descriptor)
+
+
+async def test_there_are_cgroups_with_all_controllers(supervisor: Supervisor) -> None:
+    # Everything below is worth nothing on a host without them.
+    capabilities = supervisor.capabilities
+    assert capabilities.cgroups in (1, 2), capabilities.no_cgroups_because
+    assert {"memory", "pids", "cpu"} <= set(capabilities.controllers)
+    assert capabilities.kernel_log
+
+
+async def test_a_leader_killed_for_memory(supervisor: Supervisor) -> None:
+    result = await supervisor.run(hog())
+    record = result.record
+    assert (record.status, record.signal, record.reason) == ("oom_killed", 9, "oom_killed")
+    assert record.oom_killed
+    assert record.oom_kills == 1
+    assert record.signaled_by is None
+    assert record.usage is not None
+    assert record.usage.cpu_user_us + record.usage.cpu_system_us > 0
+
+
+async def test_a_member_killed_for_memory_is_told_apart(supervisor: Supervisor) -> None:
+    process = await supervisor.start(
+        sh(
+            "tail /dev/zero; echo gone; read line; exit 7",
+            stdin_mode="pipe",
+            stderr_mode="discard",  # The shell says that it was killed.
+            limits=Limits(memory_bytes=16 * MIB),
+        )
+    )
+    assert await first_line(process) == "gone"
+    assert process.status == "running"
+    with trio.fail_after(PATIENCE_SECONDS):
+        while process.record.oom_kills == 0:
+            await trio.lowlevel.checkpoint()
+    await process.close_stdin()
+    record = await process.wait()
+    assert (record.status, record.exit_code, record.oom_killed) == ("exited", 7, False)
+    assert record.oom_kills == 1
+
+
+async def test_a_strangers_sigkill_after_a_members_kill_is_not_the_kernels(
+    supervisor: Supervisor,
+) -> None:
+    process = await supervisor.start(
+        sh(
+            "tail /dev/zero; echo gone; sleep 1000; :",
+            stderr_mode="discard",
+            limits=Limits(memory_bytes=16 * MIB),
+        )
+    )
+    assert await first_line(process) == "gone"
+    os.kill(process.pid, signal.SIGKILL)
+    record = await process.wait()
+    assert (record.status, record.signal, record.signaled_by) == ("signaled", 9, "other")
+    assert record.oom_kills == 1
+
+
+async def test_our_own_sigkill_is_told_from_a_strangers(supervisor: Supervisor) -> None:
+    ours = await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+    await ours.kill()
+    strangers = await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+    os.kill(strangers.pid, signal.SIGKILL)
+    await strangers.wait()
+    by_signal = await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+    by_signal.send_signal(signal.SIGTERM)
+    await by_signal.wait()
+    records = [process.record for process in (ours, strangers, by_signal)]
+    assert [record.status for record in records] == ["signaled"] * 3
+    assert [record.signaled_by for record in records] == ["supervisor", "other", "supervisor"]
+
+
+async def test_a_sigkill_that_races_the_kernels_never_contradicts_its_log(
+    supervisor: Supervisor,
+) -> None:
+    records: list[ProcessRecord] = []
+    left = iter(range(_REPETITIONS))
+    # How long the kernel lets it live here: our kills sweep over five times that.
+    alone = await supervisor.start(hog(4))
+    assert (await alone.wait()).oom_killed
+    assert alone.duration_seconds is not None
+    lifetime = alone.duration_seconds
+
+    async def race() -> None:
+        for number in left:
+            process = await supervisor.start(hog(4))
+            if number % 10 == 0:
+                await process.wait()  # So that some are the kernel's for sure.
+            with trio.move_on_after(lifetime * (number % 30) / 6):
+                await process.wait()
+            await process.kill()
+            records.append(process.record)
+
+    async with kernel_log_victims() as victims, trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(race)
+    said = Counter(record.pid for record in records if record.oom_killed)
+    assert said, "no kill for memory won"
+    assert any(not record.oom_killed for record in records), "no kill of ours won"
+    pids = {record.pid for record in records}
+    assert {pid: count for pid, count in victims.items() if pid in pids} == dict(said)
+
+
+async def test_whatever_a_descendant_does_it_dies_with_the_leader(supervisor: Supervisor) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    escape = f"env -i PATH=$PATH setsid sh -c 'setsid sleep {unique} >/dev/null 2>&1 &'"
+    process = await supervisor.start(sh(f"{escape} & {escape} & wait; echo done"))
+    record = await process.wait()
+    assert process.log.read_bytes("stdout") == b"done\n"
+    assert record.members_killed == 2
+    assert running_with(unique) == set()
+
+
+async def test_a_fork_bomb_stays_within_its_limit_and_dies_at_once(supervisor: Supervisor) -> None:
+    process = await supervisor.start(
+        ProcessSpec(
+            command="bash",
+            # Forks for ever, each fork a forker.
+            args=("-c", "echo ready; bomb() { bomb | bomb & }; bomb; while :; do :; done"),
+            stderr_mode="discard",
+            limits=Limits(pids=100),
+        )
+    )
+    assert await first_line(process) == "ready"
+    assert (await supervisor.run(sh("echo fine"))).stdout == b"fine\n"
+    with trio.fail_after(PATIENCE_SECONDS):
+        await process.kill()
+    assert process.signal == 9
+
+
+async def test_a_frozen_unit_stands_still_and_can_be_killed(supervisor: Supervisor) -> None:
+    process = await supervisor.start(sh("echo ready; while :; do :; done"))
+    assert await first_line(process) == "ready"
+    with trio.fail_after(PATIENCE_SECONDS):
+        await process.freeze()
+        first = process.usage
+        second = process.usage
+        assert first is not None
+        assert second is not None
+        assert first.cpu_user_us == second.cpu_user_us
+        await process.thaw()
+        while process.usage == second:
+            await trio.lowlevel.checkpoint()
+        await process.freeze()
+        await process.kill()
+    assert process.signal == 9
+
+
+async def test_every_limit_of_the_unit_is_set(supervisor: Supervisor) -> None:
+    limits = Limits(memory_bytes=64 * MIB, cpu=0.5, pids=10)
+    result = await supervisor.run(
+        sh("for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done", limits=limits)
+    )
+    assert b"ork" in result.stderr  # "Cannot fork"
+    process = await supervisor.start(sh("while :; do :; done", limits=limits))
+    with trio.move_on_after(1):
+        await process.wait()
+    await process.kill()
+    assert process.usage is not None
+    used = process.usage.cpu_user_us + process.usage.cpu_system_us
+    assert process.duration_seconds is not None
+    # Half a processor, and up to two periods of a tenth of a second.
+    assert used < process.duration_seconds * 500_000 + 200_000
+
+
+async def test_limits_of_each_process_are_set(supervisor: Supervisor) -> None:
+    limits = Limits(open_files=33, core_bytes=0, file_bytes=1024)
+    result = await supervisor.run(sh("ulimit -n; ulimit -c; ulimit -f", limits=limits))
+    assert result.stdout.split() == [b"33", b"0", b"2"]
+
+
+async def test_default_limits_apply_where_the_spec_says_nothing() -> None:
+    config = SupervisorConfig(limits=Limits(open_files=44, file_bytes=1024))
+    async with open_supervisor(config) as supervisor:
+        result = await supervisor.run(sh("ulimit -n; ulimit -f", limits=Limits(open_files=55)))
+    assert result.stdout.split() == [b"55", b"2"]
+
+
+async def test_a_limit_without_cgroups_is_refused() -> None:
+    async with open_supervisor(SupervisorConfig(use_cgroups=False)) as supervisor:
+        assert supervisor.capabilities.cgroups is None
+        with pytest.raises(LimitUnavailable):
+            await supervisor.start(sh("exit 0", limits=Limits(memory_bytes=MIB)))
+        assert (await supervisor.run(sh("exit 0"))).record.usage is None
+
+
+async def test_usage_counts_descendants(supervisor: Supervisor) -> None:
+    process = await supervisor.start(
+        sh(
+            "sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done'; head -c 20m /dev/zero | tail -c 15m >/dev/null"
+        )
+    )
+    usage = (await process.wait()).usage
+    assert usage is not None
+    assert usage.cpu_user_us + usage.cpu_system_us > 1000
+    assert usage.memory_peak_bytes is None or usage.memory_peak_bytes > 15 * MIB
+    assert usage.page_faults is not None
+    assert usage.page_faults > 1000
+
+
+async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
+    before = creche_cgroups()
+    async with open_supervisor() as supervisor:
+        limiter = trio.CapacityLimiter(8)
+
+        async def run(number: int) -> None:
+            async with limiter:
+                limits = Limits(memory_bytes=(32 + number % 7) * MIB, pids=20 + number % 5)
+                result = await supervisor.run(ProcessSpec(command="true", limits=limits))
+                assert result.exit_code == 0
+
+        async with trio.open_nursery() as nursery:
+            for number in range(min(2000, 2 * _REPETITIONS)):
+                nursery.start_soon(run, number)
+        # One for the units in each hierarchy, and nothing in it.
+        mine = creche_cgroups() - before
+        assert mine
+        assert all(not name.isdecimal() for path in mine for name in os.listdir(path))
+    assert creche_cgroups() == before
+
+
+async def test_what_a_dead_supervisor_left_is_swept(tmp_path: Path) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    program = tmp_path / "doomed.py"
+    program.write_text(_DOOMED)
+    before = creche_cgroups()
+    result = await trio.run_process([sys.executable, str(program), unique], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert running_with(unique)
+    left = creche_cgroups() - before
+    assert left
+    async with open_supervisor() as supervisor:
+        with trio.fail_after(PATIENCE_SECONDS):
+            while left & creche_cgroups():
+                await trio.lowlevel.checkpoint()
+        assert running_with(unique) == set()
+        assert supervisor.capabilities.cgroups is not None
+    assert creche_cgroups() == before
+
+
+_DOOMED = """
+import os, signal, sys, trio
+from supervisor import *
+async def main():
+    async with open_supervisor() as supervisor:
+        await supervisor.start(ProcessSpec(command="sleep", args=(sys.argv[1],)))
+        os.kill(os.getpid(), signal.SIGKILL)
+trio.run(main)
+"""
