@@ -1,4 +1,4 @@
-"""The end of a request whose body nobody reads any more.
+"""The end of an exchange: of a body that nobody reads any more, and of the answer.
 
 An answer may be complete while its request's body is still coming: it was too
 large, or the process that it was meant for has ended. Then two things would
@@ -61,8 +61,11 @@ class _Exchange:
 
     async def send(self, message: ASGISendEvent) -> None:
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not is_last or self._body_ended.is_set():
+        if not is_last:
             await self._send(message)
+            return
+        if self._body_ended.is_set():
+            await self._send_last(message)
             return
         assert message["type"] == "http.response.body"
         await self._send({**message, "more_body": True})
@@ -70,10 +73,17 @@ class _Exchange:
             nursery.start_soon(self._discard)
             with trio.move_on_after(_DISCARD_SECONDS):
                 await self._body_ended.wait()
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send_last({"type": "http.response.body", "body": b"", "more_body": False})
             with trio.move_on_after(_DISCARD_SECONDS):
                 await self._over.wait()
             nursery.cancel_scope.cancel()
+
+    async def _send_last(self, message: ASGISendEvent) -> None:
+        # With it hypercorn tells the app of a disconnect, upon which the app
+        # cancels this very task, and then starts its timer for an idle
+        # connection in this task. The cancellation would leave it without one.
+        with trio.CancelScope(shield=True):
+            await self._send(message)
 
     async def _discard(self) -> None:
         """Receive to the very end, but count the body as ended once it is too much."""
