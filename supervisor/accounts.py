@@ -14,6 +14,8 @@ from .spec import User
 _UID = re.compile(r"[0-9]{1,10}", re.ASCII)
 _UID_GID = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _LARGEST_ID = 2**32 - 2
+_FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
+_REMEMBERED = 1000
 
 
 class Account(Struct, frozen=True):
@@ -39,6 +41,45 @@ class Account(Struct, frozen=True):
             and self.gid == os.getegid() == os.getgid()
             and set(self.groups) | {self.gid} == set(os.getgroups()) | {self.gid}
         )
+
+
+class Accounts:
+    """Looks accounts up, and remembers what it found until the account files change.
+
+    Reading the files takes longer than the rest of becoming a user. Sources
+    other than files (LDAP and the like, nsswitch.conf(5)) are remembered as
+    long as the files stay as they are.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str | User, Account] = {}
+        self._version: tuple[tuple[int, int], ...] = ()
+
+    def look_up(self, user: str | User) -> Account:
+        """The account that `user` means; see the module's `look_up`.
+
+        Raises: as there.
+        """
+        version = tuple(_version_of(path) for path in _FILES)
+        if version != self._version:
+            self._found.clear()
+            self._version = version
+        account = self._found.get(user)
+        if account is None:
+            account = look_up(user)
+            if len(self._found) >= _REMEMBERED:
+                self._found.clear()
+            self._found[user] = account
+        return account
+
+
+def _version_of(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    # A file that was replaced has another inode, one that was edited another time.
+    return (status.st_ino, status.st_mtime_ns)
 
 
 def look_up(user: str | User) -> Account:

@@ -9,11 +9,14 @@ from typing import Literal
 import trio
 from msgspec import Struct
 
-from .cgroups import CgroupEvents, CgroupLimits, CgroupTree, Leaf, NoCgroups
+from .cgroups import CgroupEvents, CgroupLimits, CgroupTree, FreshLeaf, LeafStock, NoCgroups
 from .errors import LimitUnavailable
 from .launch import resource_error
 from .oom import KernelLog
 from .spec import Limits
+
+_NO_LIMITS = CgroupLimits()
+_LEAVES_IN_STOCK = 8
 
 
 class Capabilities(Struct, frozen=True, kw_only=True):
@@ -58,6 +61,7 @@ class Host:
                 try:
                     self.events = stack.enter_context(CgroupEvents())
                     self._tree = stack.enter_context(CgroupTree(self._name, self.events))
+                    self._leaves = stack.enter_context(LeafStock(self._tree, _LEAVES_IN_STOCK))
                     self._no_cgroups_because = None
                 except NoCgroups as error:
                     self._no_cgroups_because = str(error)
@@ -90,9 +94,15 @@ class Host:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.events.run)
                 nursery.start_soon(self._tree.sweep)
+                nursery.start_soon(self._leaves.run)
 
-    def make_leaf(self, handle: int, limits: Limits) -> Leaf | None:
-        """A fresh cgroup with these limits; None where there are no cgroups.
+    def start_is_over(self) -> None:
+        """Make up for what a start has taken, now that it is not in its way."""
+        if self._tree is not None:
+            self._leaves.refill()
+
+    def take_leaf(self, limits: Limits) -> FreshLeaf | None:
+        """A fresh cgroup with these limits, which becomes the caller's; None where there are none.
 
         Raises:
           LimitUnavailable: a limit cannot be set here.
@@ -106,13 +116,20 @@ class Host:
             io_weight=limits.io_weight,
         )
         if self._tree is None:
-            if wanted != CgroupLimits():
+            if wanted != _NO_LIMITS:
                 raise LimitUnavailable(
                     f"there are no cgroups for this limit: {self._no_cgroups_because}",
                     field="limits",
                 )
             return None
         try:
-            return self._tree.make_leaf(str(handle), wanted)
+            fresh = self._leaves.take()
+            if wanted != _NO_LIMITS:
+                try:
+                    fresh.leaf.limit(wanted)
+                except BaseException:
+                    with fresh.leaf, fresh.closes_joins:
+                        raise
         except OSError as error:
             raise resource_error(error) from error
+        return fresh

@@ -82,17 +82,17 @@ async def live(
       LaunchError, LimitUnavailable: nothing was started.
     """
     with ExitStack() as ours:
-        leaf = host.make_leaf(process.handle, circumstances.limits)
-        if leaf is not None:
-            ours.callback(leaf.remove)
+        fresh = host.take_leaf(circumstances.limits)
+        leaf = None if fresh is None else ours.enter_context(fresh.leaf)
         with ExitStack() as the_childs:
+            if fresh is not None:
+                the_childs.enter_context(fresh.closes_joins)
             try:
                 capture = ours.enter_context(Capture(process.log))
                 stdin, ends = _open_pipes(process, capture, ours, the_childs)
                 joins: tuple[int, ...] = ()
-                if leaf is not None:
-                    leaf.watch_ooms(ours)
-                    joins = leaf.open_joins(the_childs)
+                if fresh is not None:
+                    joins = fresh.joins + fresh.leaf.open_joins(the_childs)
             except OSError as error:
                 raise resource_error(error) from error
             leader = await launch(

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import trio
 from msgspec import Struct
 
-from .accounts import Account, look_up
+from .accounts import Account, Accounts
 from .errors import SpecError, SupervisorClosed
 from .host import Capabilities, Host
 from .life import Circumstances, live
@@ -74,6 +74,7 @@ class Supervisor:
         self.opened_at = time.monotonic()
         self._nursery = nursery
         self._registry = Registry(config.retention)
+        self._accounts = Accounts()
         self._handles = itertools.count(1)
         self._closing = False
         environment = dict(os.environ) if config.environment is None else config.environment
@@ -111,6 +112,7 @@ class Supervisor:
             account, environment, mark, limits, timeout, self.config.drain_seconds
         )
         await self._nursery.start(self._own, process, circumstances)
+        self._host.start_is_over()
         return process
 
     async def run(self, spec: ProcessSpec, *, timeout: float | None = None) -> RunResult:
@@ -212,7 +214,7 @@ class Supervisor:
         """Whom the process becomes (None: nobody else) and its whole environment."""
         user = self.config.default_user if spec.user is None else spec.user
         environment = self._environment.copy()
-        account = None if user is None else look_up(user)
+        account = None if user is None else self._accounts.look_up(user)
         if account is not None:
             environment.update(account.environment)
             if account.is_own:

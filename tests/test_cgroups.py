@@ -298,10 +298,11 @@ async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
         async with trio.open_nursery() as nursery:
             for number in range(min(2000, 2 * _REPETITIONS)):
                 nursery.start_soon(run, number)
-        # One for the units in each hierarchy, and nothing in it.
+        # One for the units in each hierarchy, and in it the few fresh ones in stock.
         mine = creche_cgroups() - before
         assert mine
-        assert all(not name.isdecimal() for path in mine for name in os.listdir(path))
+        for path in mine:
+            assert sum(name.isdecimal() for name in os.listdir(path)) <= 8
     assert creche_cgroups() == before
 
 

@@ -2,7 +2,17 @@
 
 from .events import CgroupEvents
 from .leaf import CgroupLimits, Leaf
+from .stock import FreshLeaf, LeafStock
 from .tree import CgroupTree, NoCgroups
 from .unit import CgroupUnit
 
-__all__ = ["CgroupEvents", "CgroupLimits", "CgroupTree", "CgroupUnit", "Leaf", "NoCgroups"]
+__all__ = [
+    "CgroupEvents",
+    "CgroupLimits",
+    "CgroupTree",
+    "CgroupUnit",
+    "FreshLeaf",
+    "Leaf",
+    "LeafStock",
+    "NoCgroups",
+]

@@ -18,6 +18,7 @@ from typing import Protocol
 import trio
 from msgspec import Struct
 
+from ..errors import LimitUnavailable
 from ..record import Usage
 from . import files
 from .events import CgroupEvents
@@ -46,6 +47,12 @@ class CgroupLimits(Struct, frozen=True, kw_only=True):
 class Controllers(Protocol):
     """One unit's part of the controllers: limits and counters."""
 
+    watch_costs_a_descriptor: bool
+    """Whether being told of kills for memory is only worth it where memory is limited."""
+
+    def set_limits(self, limits: CgroupLimits) -> None:
+        """Set what is not None; FileNotFoundError where a controller is missing."""
+
     def directories(self) -> list[str]:
         """The directories that the unit's processes must join, besides the membership's."""
 
@@ -62,7 +69,7 @@ class Controllers(Protocol):
 
 
 class Leaf:
-    """The cgroup of one unit.
+    """The cgroup of one unit. A context manager that owns it, and removes it when it is empty.
 
     Args:
       directory: in the version 2 hierarchy; exists already.
@@ -70,31 +77,67 @@ class Leaf:
       events: who tells of changes.
     """
 
-    __slots__ = ("_controllers", "_directory", "_events", "_oom_happened")
+    __slots__ = ("_controllers", "_directory", "_events", "_oom_happened", "_opened", "_watches")
 
     def __init__(self, directory: str, controllers: Controllers, events: CgroupEvents) -> None:
         self._directory = directory
         self._controllers = controllers
         self._events = events
         self._oom_happened = False
+        self._opened: set[str] = set()
+        self._watches = ExitStack()
+        if not controllers.watch_costs_a_descriptor:
+            self._watch_ooms()
+
+    def _watch_ooms(self) -> None:
+        self._controllers.watch_ooms(self._watches, self._events, self._note_oom)
+
+    def __enter__(self) -> Leaf:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watches.close()
+        for directory in (*self._controllers.directories(), self._directory):
+            remove_tree(directory)
+
+    def limit(self, limits: CgroupLimits) -> None:
+        """Set limits, before anyone has joined.
+
+        Raises:
+          LimitUnavailable: a controller is missing, or the kernel does not take the value.
+          OSError: something has run short.
+        """
+        try:
+            self._controllers.set_limits(limits)
+            if limits.memory_bytes is not None and self._controllers.watch_costs_a_descriptor:
+                self._watch_ooms()
+        except FileNotFoundError as error:
+            raise LimitUnavailable(
+                f"the controller for a limit is not available here: {error}", field="limits"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ERANGE, errno.EBUSY):
+                raise
+            raise LimitUnavailable(
+                f"the kernel does not take a limit: {error}", field="limits"
+            ) from error
 
     def open_joins(self, stack: ExitStack) -> tuple[int, ...]:
         """Descriptors through which a process joins by writing `0`; the stack closes them.
 
+        Only for what has no such descriptor yet: `limit` may have added to it.
         The permission is checked here, at the opening, and not at the writing
         (cgroups(7)), so that it does not matter who the writer is.
         """
-        directories = [*self._controllers.directories(), self._directory]
         joins = []
-        for directory in directories:
+        for directory in (*self._controllers.directories(), self._directory):
+            if directory in self._opened:
+                continue
+            self._opened.add(directory)
             join = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
             stack.callback(os.close, join)
             joins.append(join)
         return tuple(joins)
-
-    def watch_ooms(self, stack: ExitStack) -> None:
-        """Have the kernel tell of kills for memory, until the stack ends."""
-        self._controllers.watch_ooms(stack, self._events, self._note_oom)
 
     def _note_oom(self) -> None:
         # No more than a note: version 1 tells at the beginning of an out of
@@ -142,11 +185,6 @@ class Leaf:
             files.write(f"{self._directory}/cgroup.freeze", int(frozen))
             while files.keyed(files.read(f"{self._directory}/cgroup.events"))["frozen"] != frozen:
                 await changes.park()
-
-    def remove(self) -> None:
-        """Remove the directories, once it is empty. What cannot be removed is logged."""
-        for directory in (*self._controllers.directories(), self._directory):
-            remove_tree(directory)
 
 
 def remove_tree(directory: str) -> None:

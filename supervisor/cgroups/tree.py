@@ -3,7 +3,7 @@
     own cgroup/                 where the supervisor was started
     ├── creche-daemon/          the supervisor itself, if it had to move (below)
     └── creche-3f2a…/           the units of one supervisor; locked while it lives
-        ├── 1/                  a leaf, named by the handle
+        ├── 1/                  a leaf
         └── 2/
 
 Version 2 gives controllers only to the children of a cgroup without processes
@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import logging
 import os
 from contextlib import ExitStack, suppress
 from typing import Literal
 
-from ..errors import LimitUnavailable
 from . import files
 from .events import CgroupEvents
-from .leaf import CgroupLimits, Leaf, remove_tree
+from .leaf import Controllers, Leaf, remove_tree
 from .mounts import find_own_cgroups
 from .version1 import Version1Controllers
 from .version2 import Version2Controllers
@@ -65,6 +65,7 @@ class CgroupTree:
             raise NoCgroups("no cgroup version 2 hierarchy is mounted")
         self._events = events
         self._name = _PREFIX + name
+        self._names = itertools.count(1)
         self._base = own.unified
         if os.path.basename(self._base) == _DAEMON:
             self._base = os.path.dirname(self._base)
@@ -91,33 +92,25 @@ class CgroupTree:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def make_leaf(self, name: str, limits: CgroupLimits) -> Leaf:
+    def make_leaf(self) -> Leaf:
         """A fresh leaf: a reused one would keep old counters, and late events of its predecessor.
 
         Raises:
-          LimitUnavailable: a limit needs a controller that is not here.
           OSError: it cannot be made.
         """
+        name = str(next(self._names))
         directory = f"{self._units}/{name}"
         os.mkdir(directory)
         try:
-            if self.version == 2:
-                controllers = Version2Controllers(directory)
-                controllers.set_limits(limits)
-                return Leaf(directory, controllers, self._events)
-            version1 = Version1Controllers(self._version1_parents, name, limits, directory)
-            return Leaf(directory, version1, self._events)
-        except BaseException as error:
+            controllers: Controllers = (
+                Version2Controllers(directory)
+                if self.version == 2
+                else Version1Controllers(self._version1_parents, name, directory)
+            )
+        except OSError:
             os.rmdir(directory)
-            if isinstance(error, FileNotFoundError):
-                raise LimitUnavailable(
-                    f"the controller for a limit is not available here: {error}", field="limits"
-                ) from error
-            if isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.ERANGE):
-                raise LimitUnavailable(
-                    f"the kernel does not take a limit: {error}", field="limits"
-                ) from error
             raise
+        return Leaf(directory, controllers, self._events)
 
     async def sweep(self) -> None:
         """Kill and remove what dead supervisors have left beside this one."""

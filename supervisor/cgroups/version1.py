@@ -25,47 +25,36 @@ class Version1Controllers:
     Args:
       parents: the directories, by controller, that the unit's are made in.
       name: of the unit's directories.
-      limits: what to set.
       membership: the unit's version 2 directory, which counts processor time.
 
     Raises:
-      OSError: FileNotFoundError where a controller is missing. Nothing is left.
+      OSError: a directory cannot be made. Nothing is left.
     """
 
-    __slots__ = ("_by_controller", "_membership", "_memory_is_limited")
+    watch_costs_a_descriptor = True
 
-    def __init__(
-        self, parents: dict[str, str], name: str, limits: CgroupLimits, membership: str
-    ) -> None:
-        wanted = {
-            "memory": "memory" in parents or limits.memory_bytes is not None,
-            "pids": limits.pids is not None,
-            "cpu": limits.cpu_cores is not None,
-            "blkio": limits.io_weight is not None,
-        }
+    __slots__ = ("_by_controller", "_membership", "_name", "_parents")
+
+    def __init__(self, parents: dict[str, str], name: str, membership: str) -> None:
+        self._parents = parents
+        self._name = name
         self._membership = membership
-        self._memory_is_limited = limits.memory_bytes is not None
         self._by_controller: dict[str, str] = {}
-        try:
-            for controller in (controller for controller, is_wanted in wanted.items() if is_wanted):
-                if controller not in parents:
-                    raise FileNotFoundError(controller)
-                directory = f"{parents[controller]}/{name}"
-                os.mkdir(directory)
-                self._by_controller[controller] = directory
-            self._set_limits(limits)
-        except BaseException:
-            for directory in self._by_controller.values():
-                os.rmdir(directory)
-            raise
+        if "memory" in parents:
+            self._directory("memory")
 
     def directories(self) -> list[str]:
         """One for each controller."""
         return list(self._by_controller.values())
 
-    def _set_limits(self, limits: CgroupLimits) -> None:
+    def set_limits(self, limits: CgroupLimits) -> None:
+        """Set what is not None, in directories that are made for it.
+
+        Raises:
+          OSError: FileNotFoundError where the controller is missing.
+        """
         if limits.memory_bytes is not None:
-            memory = self._by_controller["memory"]
+            memory = self._directory("memory")
             files.write(f"{memory}/memory.limit_in_bytes", limits.memory_bytes)
             if limits.memory_swap_bytes is not None:
                 # Version 1 limits the sum.
@@ -74,12 +63,21 @@ class Version1Controllers:
         elif limits.memory_swap_bytes is not None:
             raise FileNotFoundError("version 1 limits swap only together with memory")
         if limits.pids is not None:
-            files.write(f"{self._by_controller['pids']}/pids.max", limits.pids)
+            files.write(f"{self._directory('pids')}/pids.max", limits.pids)
         if limits.cpu_cores is not None:
             quota = max(1000, round(limits.cpu_cores * _PERIOD_US))
-            files.write(f"{self._by_controller['cpu']}/cpu.cfs_quota_us", quota)
+            files.write(f"{self._directory('cpu')}/cpu.cfs_quota_us", quota)
         if limits.io_weight is not None:
-            files.write(f"{self._by_controller['blkio']}/blkio.bfq.weight", limits.io_weight)
+            files.write(f"{self._directory('blkio')}/blkio.bfq.weight", limits.io_weight)
+
+    def _directory(self, controller: str) -> str:
+        if controller not in self._by_controller:
+            if controller not in self._parents:
+                raise FileNotFoundError(controller)
+            directory = f"{self._parents[controller]}/{self._name}"
+            os.mkdir(directory)
+            self._by_controller[controller] = directory
+        return self._by_controller[controller]
 
     def oom_kills(self) -> int:
         """`oom_kill` of memory.oom_control."""
@@ -91,9 +89,8 @@ class Version1Controllers:
     def watch_ooms(
         self, stack: ExitStack, events: CgroupEvents, happened: Callable[[], None]
     ) -> None:
-        """Have an eventfd signalled. Its descriptor is a cost that only a limit of memory is worth."""
-        if self._memory_is_limited:
-            memory = self._by_controller["memory"]
+        """Have an eventfd signalled."""
+        if memory := self._by_controller.get("memory"):
             stack.enter_context(events.watch_oom_control(memory, happened))
 
     def usage(self) -> Usage:

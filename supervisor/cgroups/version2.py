@@ -16,6 +16,8 @@ _PERIOD_US = 100_000
 class Version2Controllers:
     """One unit's limits and counters, as far as the controllers are enabled there."""
 
+    watch_costs_a_descriptor = False
+
     __slots__ = ("_directory",)
 
     def __init__(self, directory: str) -> None:
