@@ -26,6 +26,15 @@ _logger = logging.getLogger(__name__)
 _KEEP_ALIVE_SECONDS = 120.0
 
 
+class _Connection(TCPServer):
+    """One connection, which ends when its client closes it."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # Otherwise the timer for an idle connection would have to run out first.
+        await self.idle_task.stop()
+
+
 class Server:
     """Serves an ASGI app on one address.
 
@@ -86,8 +95,8 @@ class Server:
     async def _connection(self, stream: trio.SocketStream) -> None:
         with trio.CancelScope() as self._connections[stream]:
             try:
-                # Its annotation asks for TLS; without, it sees that by itself.
-                await TCPServer(
+                # The annotation asks for TLS; without, it sees that by itself.
+                await _Connection(
                     self._app,
                     self._config,
                     self._context,
