@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -27,11 +28,21 @@ _KEEP_ALIVE_SECONDS = 120.0
 
 
 class _Connection(TCPServer):
-    """One connection, which ends when its client closes it."""
+    """One connection, which ends when its client closes it.
+
+    hypercorn's own waits for its timer for idle connections first.
+    """
+
+    _is_closed = False
+
+    async def protocol_send(self, event: Event) -> None:
+        # An answer may have been sent just now: no timer any more.
+        if not (self._is_closed and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
     async def _read_data(self) -> None:
         await super()._read_data()
-        # Otherwise the timer for an idle connection would have to run out first.
+        self._is_closed = True
         await self.idle_task.stop()
 
 
