@@ -17,6 +17,7 @@ from hypercorn.typing import (
     ASGIReceiveEvent,
     ASGISendCallable,
     ASGISendEvent,
+    HTTPScope,
     Scope,
 )
 
@@ -35,7 +36,7 @@ class BodyEnd:
     ) -> None:
         """Serve one request (ASGI)."""
         if scope["type"] == "http":
-            exchange = _Exchange(receive, send)
+            exchange = _Exchange(scope, receive, send)
             await self._app(scope, exchange.receive, exchange.send)
         else:
             await self._app(scope, receive, send)
@@ -44,11 +45,19 @@ class BodyEnd:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __init__(
+        self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
         self._receive = receive
         self._send = send
+        self._early: list[ASGISendEvent] = []
         self._body_ended = trio.Event()
         self._over = trio.Event()
+        if not any(
+            name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+            for name, value in scope["headers"]
+        ):
+            self._body_ended.set()
 
     async def receive(self) -> ASGIReceiveEvent:
         message = await self._receive()
@@ -61,16 +70,27 @@ class _Exchange:
 
     async def send(self, message: ASGISendEvent) -> None:
         is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not is_last:
-            await self._send(message)
+        if not self._body_ended.is_set():
+            # Early answers are short, so they can be held back until they are whole.
+            self._early.append(message)
+            if is_last:
+                await self._send_early()
             return
-        if self._body_ended.is_set():
+        while self._early:
+            await self._send(self._early.pop(0))
+        if is_last:
             await self._send_last(message)
-            return
-        assert message["type"] == "http.response.body"
-        await self._send({**message, "more_body": True})
+        else:
+            await self._send(message)
+
+    async def _send_early(self) -> None:
+        """Send the answer, discard the rest of the body, and only then end the answer."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._discard)
+            for message in self._early:
+                if message["type"] == "http.response.body":
+                    message = {**message, "more_body": True}
+                await self._send(message)
             with trio.move_on_after(_DISCARD_SECONDS):
                 await self._body_ended.wait()
             await self._send_last({"type": "http.response.body", "body": b"", "more_body": False})

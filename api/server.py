@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -24,6 +25,25 @@ _logger = logging.getLogger(__name__)
 # Longer than HTTP clients keep idle connections (reqwest: 90 s), so that it is
 # never us who close one just as a request comes in.
 _KEEP_ALIVE_SECONDS = 120.0
+
+
+class _Connection(TCPServer):
+    """One connection, which ends when its client closes it.
+
+    hypercorn's own waits for its timer for idle connections first.
+    """
+
+    _is_closed = False
+
+    async def protocol_send(self, event: Event) -> None:
+        # An answer may have been sent just now: no timer any more.
+        if not (self._is_closed and isinstance(event, Updated)):
+            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._is_closed = True
+        await self.idle_task.stop()
 
 
 class Server:
@@ -86,8 +106,8 @@ class Server:
     async def _connection(self, stream: trio.SocketStream) -> None:
         with trio.CancelScope() as self._connections[stream]:
             try:
-                # Its annotation asks for TLS; without, it sees that by itself.
-                await TCPServer(
+                # The annotation asks for TLS; without, it sees that by itself.
+                await _Connection(
                     self._app,
                     self._config,
                     self._context,
