@@ -39,6 +39,12 @@ _PARAMETERS = {
         "pid now belongs to another.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
     },
+    "grace_ms": {
+        "name": "grace_ms",
+        "in": "query",
+        "description": "Send SIGTERM first, and SIGKILL only after this many milliseconds.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 3_600_000},
+    },
 }
 
 
@@ -80,7 +86,8 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     names = re.findall(r"\{(\w+)\}", route.path)
     if names:
-        operation["parameters"] = [_PARAMETERS[name] for name in (*names, "handle")]
+        parameters = (*names, "handle", *route.query)
+        operation["parameters"] = [_PARAMETERS[name] for name in parameters]
     if route.request is not None:
         operation["requestBody"] = {"required": True, "content": _content(route.request)}
     return operation

@@ -8,8 +8,15 @@ from quart.wrappers.response import DataBody
 
 from supervisor import Gap, Process, ProcessSpec, Stream, Supervisor
 
-from .requests import find, read_json
-from .schemas import OutputLines, ProcessList, SignalRequest, Success
+from .requests import find, read_json, read_number
+from .schemas import (
+    OutputLines,
+    ProcessList,
+    ProcessUsage,
+    SignalRequest,
+    Success,
+    UsageList,
+)
 
 _encoder = msgspec.json.Encoder()
 _start_decoder = msgspec.json.Decoder(ProcessSpec)
@@ -35,7 +42,12 @@ async def get(supervisor: Supervisor, request: Request, pid_or_name: str) -> Res
 
 async def delete(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
     """DELETE /processes/{pid_or_name}"""
-    await find(supervisor, request, pid_or_name).kill()
+    process = find(supervisor, request, pid_or_name)
+    grace_ms = read_number(request, "grace_ms", largest=3_600_000)
+    if grace_ms is None:
+        await process.kill()
+    else:
+        await process.stop(grace_ms / 1000)
     return no_content()
 
 
@@ -50,6 +62,33 @@ async def close_stdin(supervisor: Supervisor, request: Request, pid_or_name: str
     """POST /processes/{pid_or_name}/stdin/close"""
     await find(supervisor, request, pid_or_name).close_stdin()
     return no_content()
+
+
+async def freeze(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """POST /processes/{pid_or_name}/freeze"""
+    await find(supervisor, request, pid_or_name).freeze()
+    return json_response(Success())
+
+
+async def thaw(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """POST /processes/{pid_or_name}/thaw"""
+    await find(supervisor, request, pid_or_name).thaw()
+    return json_response(Success())
+
+
+async def usage(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
+    """GET /processes/{pid_or_name}/usage"""
+    return json_response(_usage(find(supervisor, request, pid_or_name)))
+
+
+async def usage_of_all(supervisor: Supervisor, request: Request) -> Response:
+    """GET /usage"""
+    running = [process for process in supervisor.processes() if process.status == "running"]
+    return json_response(UsageList([_usage(process) for process in running]))
+
+
+def _usage(process: Process) -> ProcessUsage:
+    return ProcessUsage(process.handle, process.pid, process.usage, process.oom_kills)
 
 
 async def stdout(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:

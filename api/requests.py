@@ -42,6 +42,20 @@ def find_by(supervisor: Supervisor, pid_or_name: str, handle: str | None) -> Pro
     return supervisor.by_pid(int(pid_or_name), handle=None if handle is None else int(handle))
 
 
+def read_number(request: Request, name: str, *, largest: int) -> int | None:
+    """The value of a query parameter that is a number from 0 on, or None if it is not there.
+
+    Raises:
+      InvalidQuery: it is something else.
+    """
+    text = request.args.get(name)
+    if text is None:
+        return None
+    if not _is_digits(text) or len(text) > _LARGEST_HANDLE_DIGITS or int(text) > largest:
+        raise InvalidQuery(f"{name} is not a number from 0 to {largest}", field=name)
+    return int(text)
+
+
 def _is_digits(text: str) -> bool:
     # str.isdigit alone also takes digits of other scripts, which int() would read.
     return text.isascii() and text.isdigit()

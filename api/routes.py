@@ -10,7 +10,17 @@ import supervisor
 from supervisor import ProcessRecord, ProcessSpec
 
 from . import direct, problems, processes, streams, system
-from .schemas import Health, Info, OutputLines, ProcessList, RunRequest, SignalRequest, Success
+from .schemas import (
+    Health,
+    Info,
+    OutputLines,
+    ProcessList,
+    ProcessUsage,
+    RunRequest,
+    SignalRequest,
+    Success,
+    UsageList,
+)
 
 PREFIX = "/api/v1"
 
@@ -24,6 +34,7 @@ class Route(Struct, frozen=True, kw_only=True):
       handler: an async function; of the supervisor, the request and the path's
         parameters, or for a direct route of the supervisor and the call.
       direct: whether it is served in front of Quart.
+      query: names of its parameters in the query, besides `handle`.
       request: the struct of the JSON body, or the media type of another body.
       status: of success.
       response: the struct of the JSON answer, a media type, or None for no body.
@@ -35,6 +46,7 @@ class Route(Struct, frozen=True, kw_only=True):
     summary: str
     handler: Any
     direct: bool = False
+    query: tuple[str, ...] = ()
     request: type[Struct] | str | None = None
     status: int = 200
     response: type[Struct] | str | None = None
@@ -95,8 +107,9 @@ ROUTES = (
     Route(
         method="DELETE",
         path=_ONE,
-        summary="Kill a process and its whole tree",
+        summary="Kill a process and its whole tree, and answer when it is dead",
         handler=processes.delete,
+        query=("grace_ms",),
         status=204,
         errors=_FIND,
     ),
@@ -126,6 +139,37 @@ ROUTES = (
         handler=processes.close_stdin,
         status=204,
         errors=(*_FIND, supervisor.StdinNotWritable),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/freeze",
+        summary="Stop a process's whole tree where it is",
+        handler=processes.freeze,
+        response=Success,
+        errors=(*_FIND, supervisor.ProcessNotRunning, supervisor.CgroupsUnavailable),
+    ),
+    Route(
+        method="POST",
+        path=_ONE + "/thaw",
+        summary="Let a frozen tree go on",
+        handler=processes.thaw,
+        response=Success,
+        errors=(*_FIND, supervisor.ProcessNotRunning, supervisor.CgroupsUnavailable),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/usage",
+        summary="What a process and its descendants have used",
+        handler=processes.usage,
+        response=ProcessUsage,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path="/usage",
+        summary="What every running process has used",
+        handler=processes.usage_of_all,
+        response=UsageList,
     ),
     Route(
         method="GET",

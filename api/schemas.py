@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from supervisor import ProcessRecord, ProcessSpec, Reason, Stream
+from supervisor import Capabilities, ProcessRecord, ProcessSpec, Reason, Stream, Usage
 
 
 class RunRequest(ProcessSpec, frozen=True, kw_only=True):
@@ -52,6 +52,21 @@ class OutputLines(Struct, frozen=True):
     missing_bytes: int
 
 
+class ProcessUsage(Struct, frozen=True):
+    """What a process's unit has used, up to now or to its end; null without a cgroup."""
+
+    handle: int
+    pid: int
+    usage: Usage | None
+    oom_kills: int
+
+
+class UsageList(Struct, frozen=True):
+    """The usage of all running processes, oldest first."""
+
+    processes: list[ProcessUsage]
+
+
 class Health(Struct, frozen=True):
     """The daemon answers."""
 
@@ -65,6 +80,7 @@ class Info(Struct, frozen=True):
     uptime_secs: int
     running_processes: int
     total_processes: int
+    capabilities: Capabilities
 
 
 class OutputEvent(Struct, frozen=True):

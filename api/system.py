@@ -23,4 +23,6 @@ async def health(supervisor: Supervisor, request: Request) -> Response:
 async def info(supervisor: Supervisor, request: Request) -> Response:
     """GET /info"""
     uptime = time.monotonic() - supervisor.opened_at
-    return json_response(Info(VERSION, int(uptime), supervisor.running, supervisor.total))
+    return json_response(
+        Info(VERSION, int(uptime), supervisor.running, supervisor.total, supervisor.capabilities)
+    )

@@ -42,7 +42,7 @@ class Capture:
     __slots__ = ("_epoll", "_log", "_streams")
 
     def __init__(self, log: OutputLog) -> None:
-        self._log = log
+        self._log: OutputLog | None = log
         self._streams: dict[int, Stream] = {}
         self._epoll = select.epoll(select.EPOLL_CLOEXEC)
 
@@ -80,6 +80,10 @@ class Capture:
                 if not self._read_ready():
                     break
 
+    def discard(self) -> None:
+        """From here on read as before, but keep nothing."""
+        self._log = None
+
     def drain(self) -> None:
         """Read what is in the pipes now, without waiting.
 
@@ -97,6 +101,8 @@ class Capture:
         events = self._epoll.poll(0)
         for descriptor, _ in events:
             if data := os.read(descriptor, _READ_BYTES):
+                if self._log is None:
+                    continue
                 self._log.append(self._streams[descriptor], data, time.time_ns() // 1_000_000)
             else:
                 self._epoll.unregister(descriptor)

@@ -70,13 +70,21 @@ class Circumstances(Struct, frozen=True):
 
 
 async def live(
-    process: Process, circumstances: Circumstances, host: Host, started: Callable[[], None]
+    process: Process,
+    circumstances: Circumstances,
+    host: Host,
+    started: Callable[[], None],
+    ended: Callable[[], None],
 ) -> None:
-    """Start `process`, call `started` once the command has been executed, and return after its end.
+    """Start `process`, and return when nothing of it is left.
 
-    What `started` raises ends the process again. What goes wrong after it is
-    logged and ends this process alone. From then on cancellation from outside
-    waits for the end; cancelling `process.scope` brings it about.
+    Calls `started` once the command has been executed; what that raises ends
+    the process again. Calls `ended` at the process's end, which may come
+    before the return if the spec keeps descendants.
+
+    What goes wrong after `started` is logged and ends this process alone. From
+    then on cancellation from outside waits for the end; cancelling
+    `process.scope` brings it about.
 
     Raises:
       LaunchError, LimitUnavailable: nothing was started.
@@ -127,12 +135,17 @@ async def live(
                 raise
             _logger.exception("%r failed in the supervisor and is ended", process)
         finally:
-            end = await _end(process, leader, unit, leaf, host.kernel_log)
+            keep = process.spec.descendants == "keep" and process.has_exited
+            end = await _end(process, leader, unit, leaf, host.kernel_log, keep=keep)
             try:
                 capture.drain()
             except OSError:
                 _logger.exception("the last output of %r could not be read", process)
             process.finish(msgspec.structs.replace(end, timed_out=timed_out))
+            if admitted:
+                ended()
+            if keep:
+                await _outlive(process, unit, capture)
 
 
 def _open_pipes(
@@ -176,9 +189,18 @@ async def _run(
 
 
 async def _end(
-    process: Process, leader: Leader, unit: Unit, leaf: Leaf | None, kernel_log: KernelLog
+    process: Process,
+    leader: Leader,
+    unit: Unit,
+    leaf: Leaf | None,
+    kernel_log: KernelLog,
+    *,
+    keep: bool,
 ) -> End:
-    """See to it that the whole tree is dead, and tell how it ended. Bounded in time; raises nothing."""
+    """See to it that the whole tree is dead (with `keep`, the leader), and tell how it ended.
+
+    Bounded in time; raises nothing.
+    """
     exit_status = ExitStatus(None, signal.SIGKILL)
     oom_kills = members_killed = 0
     usage = None
@@ -189,7 +211,8 @@ async def _end(
                 await leader.wait()
                 process.note_exit()
             exit_status = leader.exit_status()
-            members_killed = await unit.kill_descendants()
+            if not keep:
+                members_killed = await unit.kill_descendants()
             if leaf is not None:
                 oom_kills = leaf.oom_kills()
                 usage = leaf.usage()
@@ -207,6 +230,25 @@ async def _end(
         members_killed=members_killed,
         usage=usage,
     )
+
+
+async def _outlive(process: Process, unit: Unit, capture: Capture) -> None:
+    """Let the descendants go on until they end or `process.scope` is cancelled."""
+    capture.discard()
+    with process.outlived():
+        try:
+            with process.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(capture.run)
+                    await unit.wait_until_alone()
+                    nursery.cancel_scope.cancel()
+        except Exception:
+            _logger.exception("the descendants of %r are ended", process)
+        try:
+            with trio.CancelScope(shield=True), trio.fail_after(_DEATH_SECONDS):
+                await unit.kill_descendants()
+        except (trio.TooSlowError, OSError):
+            _logger.exception("the descendants of %r do not die", process)
 
 
 async def _was_oom_killed(process: Process, kernel_log: KernelLog) -> bool:

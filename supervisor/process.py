@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import trio
@@ -42,6 +44,7 @@ class Process:
         "_ended",
         "_exited_at",
         "_leaf",
+        "_outlived",
         "_signals_sent",
         "_started_clock",
         "_stdin",
@@ -69,6 +72,7 @@ class Process:
         self._exited_at: int | None = None
         self._end: End | None = None
         self._leaf: Leaf | None = None
+        self._outlived: trio.Event | None = None
         self._signals_sent: set[int] = set()
         self._ended = trio.Event()
 
@@ -192,13 +196,16 @@ class Process:
         self._send(self._unit, signum)
 
     async def kill(self) -> None:
-        """SIGKILL the whole tree and return once it is dead. Nothing to do after the end."""
+        """SIGKILL the whole tree and return once it is dead. Nothing to do after that."""
         if self._unit is not None:
             self.kill_now(self._unit)
         await self._ended.wait()
+        if self._outlived is not None:
+            self.scope.cancel()
+            await self._outlived.wait()
 
     async def stop(self, grace_seconds: float) -> None:
-        """SIGTERM the group, and SIGKILL the tree if it has not ended after `grace_seconds`.
+        """SIGTERM the group, and SIGKILL what is left after the end, or after `grace_seconds`.
 
         If cancelled, the process may still be running.
         """
@@ -208,7 +215,6 @@ class Process:
             self._unit.signal_group(signal.SIGCONT)
         with trio.move_on_after(grace_seconds):
             await self._ended.wait()
-            return
         await self.kill()
 
     async def freeze(self) -> None:
@@ -312,6 +318,17 @@ class Process:
         """The leader has exited; the end is not complete yet."""
         self._exited_at = now_ms()
         self.duration_seconds = time.monotonic() - self._started_clock
+
+    @contextmanager
+    def outlived(self) -> Iterator[None]:
+        """Within this block descendants go on after the end; `kill` is for them."""
+        self.scope = trio.CancelScope(shield=True)
+        self._outlived = trio.Event()
+        try:
+            yield
+        finally:
+            self._outlived.set()
+            self._outlived = None
 
     def finish(self, end: End) -> None:
         """The end is complete: close the log and make the status final, both at once."""

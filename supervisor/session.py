@@ -81,12 +81,24 @@ class SessionUnit(Unit):
         self._hold_members()
         while self._held:
             self._kill_held()
-            for pid in list(self._held):
-                await trio.lowlevel.wait_readable(self._held[pid])
-                os.close(self._held.pop(pid))
-                killed += 1
+            killed += await self._wait_for_held()
             self._hold_members()
         return killed
+
+    async def wait_until_alone(self) -> None:
+        """Wait for the members that are found, until nobody new is."""
+        self._hold_members()
+        while self._held:
+            await self._wait_for_held()
+            self._hold_members()
+
+    async def _wait_for_held(self) -> int:
+        """Wait until all that are held have ended; how many that were."""
+        count = len(self._held)
+        for pid in list(self._held):
+            await trio.lowlevel.wait_readable(self._held[pid])
+            os.close(self._held.pop(pid))
+        return count
 
     def _hold_members(self) -> None:
         """Hold all living members but the leader by a pidfd."""

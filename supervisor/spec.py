@@ -11,6 +11,7 @@ from .errors import BadEnvironmentName, InvalidText, NulByte, SpecError
 
 StdinMode = Literal["closed", "pipe"]
 OutputMode = Literal["capture", "discard"]
+Descendants = Literal["kill", "keep"]
 
 # (uid_t)-1 means "leave unchanged" to setresuid(2), so it is no id.
 AccountId = Annotated[int, Meta(ge=0, le=2**32 - 2)]
@@ -76,6 +77,10 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
       stdout_mode: `capture` into the process's output log, or `discard`.
       stderr_mode: the same for stderr.
       limits: what it may use, over the supervisor's defaults.
+      descendants: what happens to those that are alive when the leader exits:
+        `kill`, or `keep` until they end by themselves, the process is killed,
+        or the supervisor stops. What they write after the leader's end is
+        read, so that it does not stop them, but not kept.
     """
 
     command: str
@@ -87,6 +92,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     stdout_mode: OutputMode = "capture"
     stderr_mode: OutputMode = "capture"
     limits: Limits = Limits()
+    descendants: Descendants = "kill"
 
     def check(self) -> None:
         """Raise `SpecError` for what no kernel could start.

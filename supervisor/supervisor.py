@@ -76,6 +76,8 @@ class Supervisor:
         self._registry = Registry(config.retention)
         self._accounts = Accounts()
         self._handles = itertools.count(1)
+        # Running, or ended with descendants that were to be kept.
+        self._alive: set[Process] = set()
         self._closing = False
         environment = dict(os.environ) if config.environment is None else config.environment
         self._outer_mark = environment.get(MARK_NAME)
@@ -190,9 +192,8 @@ class Supervisor:
         self._closing = True
         grace = self.config.grace_seconds if grace_seconds is None else grace_seconds
         async with trio.open_nursery() as nursery:
-            for process in self._registry:
-                if process.status == "running":
-                    nursery.start_soon(process.stop, grace)
+            for process in self._alive:
+                nursery.start_soon(process.stop, grace)
 
     async def _own(
         self,
@@ -205,10 +206,16 @@ class Supervisor:
             if self._closing:
                 raise SupervisorClosed("the supervisor is stopping")
             self._registry.add(process)
+            self._alive.add(process)
             task_status.started()
 
-        await live(process, circumstances, self._host, started)
-        self._registry.finished(process)
+        def ended() -> None:
+            self._registry.finished(process)
+
+        try:
+            await live(process, circumstances, self._host, started, ended)
+        finally:
+            self._alive.discard(process)
 
     def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, dict[str, str]]:
         """Whom the process becomes (None: nobody else) and its whole environment."""

@@ -58,3 +58,7 @@ class Unit(ABC):
         A process in uninterruptible sleep dies when the kernel lets it, and
         this waits for that.
         """
+
+    @abstractmethod
+    async def wait_until_alone(self) -> None:
+        """Wait until nothing but the leader is left, without killing."""

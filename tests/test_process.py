@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from itertools import pairwise
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -30,6 +31,12 @@ from .kernel import running_with
 
 def sh(script: str, **options: object) -> ProcessSpec:
     return ProcessSpec(command="sh", args=("-c", script), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["cgroups", "sessions"])
+def config(request: pytest.FixtureRequest) -> SupervisorConfig:
+    """Everything here holds with cgroups and without."""
+    return SupervisorConfig(use_cgroups=request.param == "cgroups")
 
 
 async def first_line(process: Process) -> str:
@@ -204,6 +211,39 @@ async def test_a_descendant_that_never_stops_writing_does_not_hold_up_the_end(
     with trio.fail_after(PATIENCE_SECONDS):
         result = await supervisor.run(sh("yes & exit 6"))
     assert result.exit_code == 6
+
+
+async def test_kept_descendants_go_on_until_they_are_killed(supervisor: Supervisor) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    process = await supervisor.start(sh(f"sleep {unique} & echo hi", descendants="keep"))
+    record = await process.wait()
+    assert (record.exit_code, record.members_killed) == (0, 0)
+    assert process.log.read_bytes("stdout") == b"hi\n"
+    assert len(running_with(unique)) == 1
+    await process.kill()
+    assert running_with(unique) == set()
+    await process.kill()
+
+
+async def test_kept_descendants_are_not_stopped_by_what_they_write(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    # More than a pipe holds, and after it a sign of life.
+    script = f"(head -c 300000 /dev/zero; echo written > {fifo}) & exit 3"
+    process = await supervisor.start(sh(script, descendants="keep"))
+    assert (await process.wait()).exit_code == 3
+    with trio.fail_after(PATIENCE_SECONDS):
+        assert await trio.Path(fifo).read_text() == "written\n"
+
+
+async def test_kept_descendants_end_with_the_supervisor() -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    async with open_supervisor() as supervisor:
+        await supervisor.run(sh(f"sleep {unique} & :", descendants="keep"))
+        assert len(running_with(unique)) == 1
+    assert running_with(unique) == set()
 
 
 async def test_a_stranger_is_never_killed(supervisor: Supervisor) -> None:

@@ -37,3 +37,8 @@ class CgroupUnit(Unit):
         self._leaf.kill()
         await self._leaf.wait_until_empty()
         return count
+
+    async def wait_until_alone(self) -> None:
+        """Wait until nothing is alive in the leaf; for a leader that has exited."""
+        if not self._leaf.is_empty():
+            await self._leaf.wait_until_empty()
