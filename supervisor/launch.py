@@ -44,18 +44,26 @@ _LAUNCHER = str(Path(__file__).parent / "launcher" / f"launcher-{platform.machin
 
 
 class Leader:
-    """A started leader and its pidfd, until it is reaped. A context manager that owns both.
+    """A started leader, until it is reaped. A context manager that owns it.
 
     The zombie is kept until then, so that pid, group and session stay this
     process's own for as long as they are used.
+
+    Raises:
+      OSError: it cannot be held by a pidfd.
     """
 
-    __slots__ = ("_process", "pid", "pidfd")
+    __slots__ = ("_owns_pidfd", "_process", "pid", "pidfd")
 
-    def __init__(self, process: trio.Process, pidfd: int) -> None:
+    def __init__(self, process: trio.Process) -> None:
         self._process = process
         self.pid = process.pid
-        self.pidfd = pidfd
+        # Trio's own, where it has one: thousands of live processes should not
+        # cost a second descriptor each. Trio opens it before anyone could have
+        # reaped, and closes it when we do.
+        trios = getattr(process, "_pidfd", None)
+        self.pidfd: int = os.pidfd_open(process.pid) if trios is None else trios.fileno()
+        self._owns_pidfd = trios is None
 
     def __enter__(self) -> Leader:
         return self
@@ -66,8 +74,9 @@ class Leader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._process.poll()  # Reaps, and closes Trio's own pidfd.
-        os.close(self.pidfd)
+        self._process.poll()  # Reaps, and closes Trio's pidfd.
+        if self._owns_pidfd:
+            os.close(self.pidfd)
 
     async def wait(self) -> None:
         """Wait until the leader has exited. It stays a zombie."""
@@ -132,7 +141,7 @@ async def launch(
             if failure is not None:
                 cause = OSError(failure.errno, os.strerror(failure.errno))
                 raise _launch_error(failure, spec) from cause
-            return Leader(process, os.pidfd_open(process.pid))
+            return Leader(process)
         except BaseException as error:
             # Not reaped, hence still the number of this very group.
             os.killpg(process.pid, signal.SIGKILL)

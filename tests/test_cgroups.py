@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,10 +30,11 @@ from supervisor import (
 from supervisor.cgroups.mounts import find_own_cgroups
 
 from .conftest import PATIENCE_SECONDS
-from .kernel import running_with
+from .kernel import children, running_with
 from .test_process import first_line, sh
 
 MIB = 1024 * 1024
+_LIVE = int(os.environ.get("CRECHE_TEST_LIVE_PROCESSES", "5000"))
 _REPETITIONS = int(os.environ.get("CRECHE_TEST_REPETITIONS", "1000"))
 
 
@@ -303,6 +307,29 @@ async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
         assert mine
         for path in mine:
             assert sum(name.isdecimal() for name in os.listdir(path)) <= 8
+    assert creche_cgroups() == before
+
+
+async def test_five_thousand_live_processes_cost_no_thread_and_leave_no_cgroup() -> None:
+    before = creche_cgroups()
+    threads = threading.active_count()
+    # Three descriptors each: this fits into the usual hard limit of 20,000.
+    spec = ProcessSpec(command="sleep", args=("1000",), stderr_mode="discard")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        async with open_supervisor(SupervisorConfig(grace_seconds=PATIENCE_SECONDS)) as supervisor:
+            for _ in range(_LIVE):
+                await supervisor.start(spec)
+            assert supervisor.running == _LIVE
+            # Trio keeps a few idle worker threads; one for each would be thousands.
+            assert threading.active_count() <= threads + 5
+            used = time.process_time()
+            await trio.sleep(1)
+            assert time.process_time() - used < 0.2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert children() == set()
     assert creche_cgroups() == before
 
 
