@@ -21,6 +21,9 @@ from hypercorn.typing import (
     Scope,
 )
 
+from .asgi import send_whole
+from .problems import AmbiguousLength, answer
+
 _DISCARD_SECONDS = 5.0
 _DISCARD_BYTES = 64 * 1024 * 1024
 
@@ -36,6 +39,13 @@ class BodyEnd:
     ) -> None:
         """Serve one request (ASGI)."""
         if scope["type"] == "http":
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+                # What stands between us and the client may go by the other
+                # one, and take the end of the body for another request.
+                error = AmbiguousLength("give either Content-Length or Transfer-Encoding")
+                status, headers, body = answer(error)
+                await send_whole(send, status, [*headers, ("connection", "close")], body)
+                return
             exchange = _Exchange(scope, receive, send)
             await self._app(scope, exchange.receive, exchange.send)
         else:

@@ -29,6 +29,7 @@ from hypercorn.typing import (
 
 from supervisor import StdinNotWritable, Supervisor
 
+from .asgi import send_whole
 from .problems import BodyTimeout, BodyTooLarge, answer
 from .requests import BODY_SECONDS, MAX_JSON_BYTES, check_content_type, decode_json, find_by
 from .schemas import RunRequest
@@ -61,7 +62,9 @@ class Call:
 
     def query(self, name: str) -> str | None:
         """The first value of a query parameter."""
-        values = parse_qs(self._scope["query_string"].decode("latin-1")).get(name)
+        values = parse_qs(
+            self._scope["query_string"].decode("latin-1"), keep_blank_values=True
+        ).get(name)
         return None if values is None else values[0]
 
     async def read_body(self) -> bytes:
@@ -81,10 +84,8 @@ class Call:
 
     async def respond(self, status: int, headers: list[tuple[str, str]], body: bytes = b"") -> None:
         """Send a whole response."""
-        if body:
-            headers = [*headers, ("content-length", str(len(body)))]
-        await self.begin(status, headers)
-        await self.send_body(body, more=False)
+        self.responded = True
+        await send_whole(self._send, status, headers, body)
 
     async def begin(self, status: int, headers: list[tuple[str, str]]) -> None:
         """Begin a response."""

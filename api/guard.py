@@ -10,11 +10,16 @@ neither helps a page, since it does not know the token.
 from __future__ import annotations
 
 import hmac
+import re
 from ipaddress import ip_address
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
+from .asgi import send_whole
 from .problems import HostRefused, OriginRefused, RequestError, Unauthorized, answer
+
+# Names, and addresses of both kinds (RFC 3986, section 3.2.2).
+_HOST_NAME = re.compile(r"[a-z0-9._:%-]+")
 
 
 class Guard:
@@ -44,18 +49,7 @@ class Guard:
                     # ASGI: closing before accepting answers the handshake with 403.
                     await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
                     return
-                status, headers, body = answer(error)
-                encoded = [(key.encode(), value.encode()) for key, value in headers]
-                encoded.append((b"content-length", str(len(body)).encode()))
-                await send(
-                    {
-                        "type": "http.response.start",
-                        "status": status,
-                        "headers": encoded,
-                        "trailers": False,
-                    }
-                )
-                await send({"type": "http.response.body", "body": body, "more_body": False})
+                await send_whole(send, *answer(error))
                 return
         await self._app(scope, receive, send)
 
@@ -82,6 +76,8 @@ def _is_safe_host(host: str) -> bool:
     """Whether no DNS server of somebody else's could have made this name mean us."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     name = name.rstrip(".").lower()
+    if not _HOST_NAME.fullmatch(name):
+        return False
     if name == "localhost" or name.endswith((".local", ".localhost")):
         return True
     try:

@@ -10,7 +10,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .problems import STATUS, ClientError, HostRefused, Internal, OriginRefused, Unauthorized
+from .problems import (
+    STATUS,
+    AmbiguousLength,
+    ClientError,
+    HostRefused,
+    Internal,
+    OriginRefused,
+    Unauthorized,
+)
 from .routes import PREFIX, ROUTES, Route
 from .schemas import (
     ErrorBody,
@@ -22,7 +30,13 @@ from .schemas import (
 from .system import VERSION
 
 _REFERENCE = "#/components/schemas/{name}"
-_ANYWHERE: tuple[ClientError, ...] = (Unauthorized, HostRefused, OriginRefused, Internal)
+_ANYWHERE: tuple[ClientError, ...] = (
+    AmbiguousLength,
+    Unauthorized,
+    HostRefused,
+    OriginRefused,
+    Internal,
+)
 _EVENTS: tuple[type[Struct], ...] = (RunStarted, OutputEvent, GapEvent, RunExited)
 _PARAMETERS = {
     "pid_or_name": {

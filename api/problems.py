@@ -31,6 +31,12 @@ class RequestError(Exception):
         self.field = field
 
 
+class AmbiguousLength(RequestError):
+    """The request has both Content-Length and Transfer-Encoding (RFC 9112, section 6.1)."""
+
+    code = "AMBIGUOUS_LENGTH"
+
+
 class MalformedJson(RequestError):
     """The body is not JSON in UTF-8."""
 
@@ -106,6 +112,7 @@ class Internal(RequestError):
 ClientError = type[RequestError] | type[supervisor.SupervisorError]
 
 STATUS: dict[ClientError, int] = {
+    AmbiguousLength: 400,
     MalformedJson: 400,
     InvalidQuery: 400,
     Unauthorized: 401,

@@ -126,4 +126,6 @@ def json_response(body: msgspec.Struct, status: int = 200) -> Response:
 def no_content() -> Response:
     """An answer without a body."""
     # Quart's own empty body needs an asyncio event loop.
-    return Response(DataBody(b""), 204)
+    response = Response(DataBody(b""), 204)
+    del response.headers["content-type"]
+    return response

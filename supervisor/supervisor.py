@@ -61,6 +61,7 @@ class Supervisor:
     """Owns processes. Made by `open_supervisor`.
 
     Attributes:
+      name: unique in the world; the directory of its cgroups is `creche-NAME`.
       config: its settings.
       opened_at: when it was opened, in seconds of `time.monotonic`.
     """
@@ -70,7 +71,7 @@ class Supervisor:
     ) -> None:
         self.config = config
         self._host = host
-        self._name = name
+        self.name = name
         self.opened_at = time.monotonic()
         self._nursery = nursery
         self._registry = Registry(config.retention)
@@ -107,7 +108,7 @@ class Supervisor:
             raise SpecError("timeout is not a number of seconds", field="timeout")
         handle = next(self._handles)
         process = Process(handle, spec, OutputLog(self.config.output_limit_bytes))
-        mark = f"{self._name}-{handle}"
+        mark = f"{self.name}-{handle}"
         account, environment = self._identity(spec, mark)
         limits = spec.limits.over(self.config.limits)
         circumstances = Circumstances(

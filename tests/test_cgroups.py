@@ -45,15 +45,15 @@ def hog(limit_mib: int = 16) -> ProcessSpec:
     )
 
 
-def creche_cgroups() -> set[str]:
-    """All cgroups below ours that any supervisor of ours has made."""
+def units_of(name: str) -> set[str]:
+    """The directories for the units of the supervisor with that name, in all hierarchies."""
     own = find_own_cgroups()
     found = set()
     for directory in {own.unified, *own.by_controller.values()}:
         assert directory is not None
-        for path, names, _ in os.walk(directory):
-            found |= {f"{path}/{name}" for name in names if name.startswith("creche-")}
-    return {path for path in found if not path.endswith("/creche-daemon")}
+        for path, below, _ in os.walk(directory):
+            found |= {f"{path}/{creche}" for creche in below if creche == f"creche-{name}"}
+    return found
 
 
 @asynccontextmanager
@@ -289,7 +289,6 @@ async def test_usage_counts_descendants(supervisor: Supervisor) -> None:
 
 
 async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
-    before = creche_cgroups()
     async with open_supervisor() as supervisor:
         limiter = trio.CapacityLimiter(8)
 
@@ -303,15 +302,14 @@ async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
             for number in range(min(2000, 2 * _REPETITIONS)):
                 nursery.start_soon(run, number)
         # One for the units in each hierarchy, and in it the few fresh ones in stock.
-        mine = creche_cgroups() - before
-        assert mine
-        for path in mine:
+        units = units_of(supervisor.name)
+        assert units
+        for path in units:
             assert sum(name.isdecimal() for name in os.listdir(path)) <= 8
-    assert creche_cgroups() == before
+    assert units_of(supervisor.name) == set()
 
 
 async def test_five_thousand_live_processes_cost_no_thread_and_leave_no_cgroup() -> None:
-    before = creche_cgroups()
     threads = threading.active_count()
     # Three descriptors each: this fits into the usual hard limit of 20,000.
     spec = ProcessSpec(command="sleep", args=("1000",), stderr_mode="discard")
@@ -330,26 +328,25 @@ async def test_five_thousand_live_processes_cost_no_thread_and_leave_no_cgroup()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert children() == set()
-    assert creche_cgroups() == before
+    assert units_of(supervisor.name) == set()
 
 
 async def test_what_a_dead_supervisor_left_is_swept(tmp_path: Path) -> None:
     unique = f"30.{uuid4().int % 10**9}"
     program = tmp_path / "doomed.py"
     program.write_text(_DOOMED)
-    before = creche_cgroups()
-    result = await trio.run_process([sys.executable, str(program), unique], check=False)
+    result = await trio.run_process(
+        [sys.executable, str(program), unique], capture_stdout=True, check=False
+    )
     assert result.returncode == -signal.SIGKILL
+    name = result.stdout.decode().strip()
     assert running_with(unique)
-    left = creche_cgroups() - before
-    assert left
-    async with open_supervisor() as supervisor:
+    assert units_of(name)
+    async with open_supervisor():
         with trio.fail_after(PATIENCE_SECONDS):
-            while left & creche_cgroups():
+            while units_of(name):
                 await trio.lowlevel.checkpoint()
         assert running_with(unique) == set()
-        assert supervisor.capabilities.cgroups is not None
-    assert creche_cgroups() == before
 
 
 _DOOMED = """
@@ -358,6 +355,7 @@ from supervisor import *
 async def main():
     async with open_supervisor() as supervisor:
         await supervisor.start(ProcessSpec(command="sleep", args=(sys.argv[1],)))
+        print(supervisor.name, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 trio.run(main)
 """
