@@ -14,6 +14,7 @@ from supervisor import Retention, SupervisorConfig
 from supervisor.accounts import exists
 
 _CONTRACT_USER = "tl-user"
+_PARKED_LAUNCHERS = 8
 
 
 class SettingsError(Exception):
@@ -68,6 +69,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
             ),
             output_limit_bytes=options.output_limit_bytes,
             grace_seconds=options.grace_seconds,
+            parked_launchers=options.parked_launchers,
         ),
     )
     if token is None and not settings.insecure and not _is_private(settings):
@@ -125,6 +127,12 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         float,
         config.grace_seconds,
         "between SIGTERM and SIGKILL at the end (%(default)s)",
+    )
+    option(
+        "--parked-launchers",
+        int,
+        _PARKED_LAUNCHERS,
+        "launches kept prepared, to make starts quicker (%(default)s)",
     )
     option("--log-level", str, "info", "debug, info, warning or error (%(default)s)")
     serve.add_argument(

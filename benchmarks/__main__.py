@@ -17,6 +17,7 @@ def _start(name: str, *options: str) -> Contender:
 
 
 _ANOTHER = ("--user", "nobody")
+_PARKED = ("--parked", "8")
 _LARGE = ("--ballast-mib", "300")
 
 BENCHMARKS = {
@@ -27,6 +28,7 @@ BENCHMARKS = {
             _start("creche, another user", "creche", *_ANOTHER),
             _start("creche, a cgroup", "creche", "--cgroups"),
             _start("creche, another user and a cgroup", "creche", *_ANOTHER, "--cgroups"),
+            _start("creche, both, parked launchers", "creche", *_ANOTHER, "--cgroups", *_PARKED),
             _start("trio.lowlevel.open_process, neither", "trio"),
             _start("subprocess.Popen, neither", "popen"),
             _start("subprocess.Popen, another user", "popen", *_ANOTHER),

@@ -14,10 +14,11 @@ from supervisor import ProcessSpec, SupervisorConfig, open_supervisor
 _MIB = 1024 * 1024
 
 
-async def creche(user: str | None, *, use_cgroups: bool) -> None:
+async def creche(user: str | None, *, use_cgroups: bool, parked: int) -> None:
     """`Supervisor.start` until it returns: the command has been executed."""
     spec = ProcessSpec(command="/bin/true", user=user)
-    async with open_supervisor(SupervisorConfig(use_cgroups=use_cgroups)) as supervisor:
+    config = SupervisorConfig(use_cgroups=use_cgroups, parked_launchers=parked)
+    async with open_supervisor(config) as supervisor:
         while await trio.to_thread.run_sync(sys.stdin.readline):
             began = time.perf_counter()
             process = await supervisor.start(spec)
@@ -57,13 +58,16 @@ def main() -> None:
     parser.add_argument("way", choices=["creche", "trio", "popen"])
     parser.add_argument("--user")
     parser.add_argument("--cgroups", action="store_true")
+    parser.add_argument("--parked", type=int, default=0)
     parser.add_argument("--ballast-mib", type=int, default=0)
     options = parser.parse_args()
     # Touched, so that it is resident: a fork would have to copy its page tables.
     ballast = bytearray(b"x") * (options.ballast_mib * _MIB)
     match options.way:
         case "creche":
-            trio.run(lambda: creche(options.user, use_cgroups=options.cgroups))
+            trio.run(
+                lambda: creche(options.user, use_cgroups=options.cgroups, parked=options.parked)
+            )
         case "trio":
             trio.run(bare_trio)
         case "popen":

@@ -36,13 +36,13 @@ class Capture:
     """Reads a process's stdout and stderr into its log. A context manager that owns the read ends.
 
     Use: `open` the streams that are wanted, start the process with the write
-    ends, close those, and let a task `run`.
+    ends, close those, and let a task `run` into the log.
     """
 
     __slots__ = ("_epoll", "_log", "_streams")
 
-    def __init__(self, log: OutputLog) -> None:
-        self._log: OutputLog | None = log
+    def __init__(self) -> None:
+        self._log: OutputLog | None = None
         self._streams: dict[int, Stream] = {}
         self._epoll = select.epoll(select.EPOLL_CLOEXEC)
 
@@ -72,17 +72,19 @@ class Capture:
         self._epoll.register(read_end, select.EPOLLIN)
         return write_end
 
-    async def run(self) -> None:
-        """Read until every writer is gone from every stream."""
+    def close_stream(self, stream: Stream) -> None:
+        """Give a stream up, whose write end nobody uses."""
+        for descriptor in [fd for fd, name in self._streams.items() if name == stream]:
+            self._close(descriptor)
+
+    async def run(self, log: OutputLog | None) -> None:
+        """Read into `log`, or into nothing, until every writer is gone from every stream."""
+        self._log = log
         while self._streams:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for _ in range(_ROUNDS_PER_TURN):
                 if not self._read_ready():
                     break
-
-    def discard(self) -> None:
-        """From here on read as before, but keep nothing."""
-        self._log = None
 
     def drain(self) -> None:
         """Read what is in the pipes now, without waiting.
@@ -105,7 +107,10 @@ class Capture:
                     continue
                 self._log.append(self._streams[descriptor], data, time.time_ns() // 1_000_000)
             else:
-                self._epoll.unregister(descriptor)
-                del self._streams[descriptor]
-                os.close(descriptor)
+                self._close(descriptor)
         return bool(events)
+
+    def _close(self, descriptor: int) -> None:
+        self._epoll.unregister(descriptor)
+        del self._streams[descriptor]
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from .cgroups import CgroupEvents, CgroupLimits, CgroupTree, FreshLeaf, LeafStoc
 from .errors import LimitUnavailable
 from .launch import resource_error
 from .oom import KernelLog
+from .prepared import Parking, PreparedLaunch
 from .spec import Limits
 
 _NO_LIMITS = CgroupLimits()
@@ -45,13 +46,16 @@ class Host:
     Args:
       name: of this supervisor, unique.
       use_cgroups: whether to look for cgroups at all.
+      parked_launchers: how many launches are kept prepared.
     """
 
-    def __init__(self, name: str, *, use_cgroups: bool) -> None:
+    def __init__(self, name: str, *, use_cgroups: bool, parked_launchers: int) -> None:
         self._name = name
         self._use_cgroups = use_cgroups
         self._stack = ExitStack()
         self._tree: CgroupTree | None = None
+        self._leaves: LeafStock | None = None
+        self.parking = Parking(parked_launchers, self._take_leaf_to_park)
         self._no_cgroups_because: str | None = "they are switched off"
 
     def __enter__(self) -> Host:
@@ -89,17 +93,32 @@ class Host:
         )
 
     async def run(self) -> None:
-        """The host's own task: events of cgroups, and what dead supervisors have left."""
-        if self._tree is not None:
-            async with trio.open_nursery() as nursery:
+        """The host's own task: events of cgroups, stocks, and what dead supervisors have left."""
+        async with trio.open_nursery() as nursery:
+            if self._tree is not None and self._leaves is not None:
                 nursery.start_soon(self.events.run)
                 nursery.start_soon(self._tree.sweep)
                 nursery.start_soon(self._leaves.run)
+            nursery.start_soon(self.parking.run)
 
     def start_is_over(self) -> None:
         """Make up for what a start has taken, now that it is not in its way."""
-        if self._tree is not None:
+        if self._leaves is not None:
             self._leaves.refill()
+        self.parking.refill()
+
+    def take_parked(self, limits: Limits) -> PreparedLaunch | None:
+        """A launch that was parked, with these limits; None where none is right.
+
+        Raises: as `take_leaf`.
+        """
+        wanted = _of_cgroup(limits)
+        if self._tree is None and wanted != _NO_LIMITS:
+            return None
+        try:
+            return self.parking.take(wanted)
+        except OSError as error:
+            raise resource_error(error) from error
 
     def take_leaf(self, limits: Limits) -> FreshLeaf | None:
         """A fresh cgroup with these limits, which becomes the caller's; None where there are none.
@@ -108,14 +127,8 @@ class Host:
           LimitUnavailable: a limit cannot be set here.
           LaunchError: it cannot be made now.
         """
-        wanted = CgroupLimits(
-            memory_bytes=limits.memory_bytes,
-            memory_swap_bytes=limits.memory_swap_bytes,
-            cpu_cores=limits.cpu,
-            pids=limits.pids,
-            io_weight=limits.io_weight,
-        )
-        if self._tree is None:
+        wanted = _of_cgroup(limits)
+        if self._leaves is None:
             if wanted != _NO_LIMITS:
                 raise LimitUnavailable(
                     f"there are no cgroups for this limit: {self._no_cgroups_because}",
@@ -133,3 +146,16 @@ class Host:
         except OSError as error:
             raise resource_error(error) from error
         return fresh
+
+    def _take_leaf_to_park(self) -> FreshLeaf | None:
+        return None if self._leaves is None else self._leaves.take()
+
+
+def _of_cgroup(limits: Limits) -> CgroupLimits:
+    return CgroupLimits(
+        memory_bytes=limits.memory_bytes,
+        memory_swap_bytes=limits.memory_swap_bytes,
+        cpu_cores=limits.cpu,
+        pids=limits.pids,
+        io_weight=limits.io_weight,
+    )

@@ -14,6 +14,7 @@ import platform
 import resource
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -96,72 +97,137 @@ class Leader:
         return ExitStatus(None, info.si_status)
 
 
-async def launch(
+class Launcher:
+    """A launcher that has been spawned, and waits for its orders or has them already.
+
+    Whoever has one must `carry_out` or `dismiss` it.
+    """
+
+    __slots__ = ("_connection", "_process", "_sent")
+
+    def __init__(self, process: trio.Process, connection: socket.socket, sent: int) -> None:
+        self._process = process
+        self._connection = connection
+        self._sent = sent
+
+    async def carry_out(self, orders: bytes, spec: ProcessSpec) -> Leader:
+        """Give the orders, and return the leader once it has executed the command.
+
+        Args:
+          orders: those that it was spawned with, if any.
+          spec: what they come from, for the errors.
+
+        Raises:
+          LaunchError: one of its subclasses; the OSError is its cause.
+
+        If cancelled, or if it raises, nothing is left.
+        """
+        try:
+            with self._connection:
+                await _send_rest(self._connection, orders, self._sent)
+                failure = await _receive_answer(self._connection)
+            if failure is not None:
+                cause = OSError(failure.errno, os.strerror(failure.errno))
+                raise _launch_error(failure, spec) from cause
+            return Leader(self._process)
+        except BaseException as error:
+            # Not reaped, hence still the number of this very group.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            with trio.CancelScope(shield=True):
+                await self._process.wait()
+            if isinstance(error, OSError):
+                raise resource_error(error) from error
+            raise
+
+    def is_waiting(self) -> bool:
+        """Whether it is alive; for one that has no orders yet."""
+        return self._process.poll() is None
+
+    async def dismiss(self) -> None:
+        """Let it end without orders. Not interrupted by cancellation."""
+        self._connection.close()
+        with trio.CancelScope(shield=True):
+            await self._process.wait()
+
+
+async def spawn(
+    *, joins: tuple[int, ...], stdin: int, stdout: int, stderr: int, orders: bytes = b""
+) -> Launcher:
+    """Spawn a launcher in a session of its own.
+
+    Args:
+      joins: descriptors of the `cgroup.procs` that it joins first of all.
+      stdin, stdout, stderr: descriptors, or `subprocess.DEVNULL`.
+      orders: what it is to carry out, if that is known already.
+
+    Raises:
+      LaunchError: one of its subclasses; nothing is left.
+
+    Cancellation: the spawn itself is not interrupted, since it takes less than
+    a millisecond. There is no checkpoint after the process has come into being.
+    """
+    try:
+        ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise resource_error(error) from error
+    with the_childs, ExitStack() as on_failure:
+        on_failure.enter_context(ours)
+        ours.setblocking(False)
+        # What fits is there before the launcher is, which then need not wait.
+        sent = ours.send(orders) if orders else 0
+        fd = str(the_childs.fileno())
+        try:
+            process = await trio.lowlevel.open_process(
+                [_LAUNCHER, fd, fd, ",".join(map(str, joins))],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                env={},
+                pass_fds=(the_childs.fileno(), *joins),
+                # Here and not by an order: so it is never in our own group,
+                # where a terminal's Ctrl-C would reach it.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise resource_error(error) from error
+        except RuntimeError as error:
+            # Trio starts processes in a worker thread; "can't start new
+            # thread" is no OSError but the same EAGAIN.
+            raise OutOfProcesses("no thread could be made to start the process") from error
+        on_failure.pop_all()
+        return Launcher(process, ours, sent)
+
+
+def orders_for(
     spec: ProcessSpec,
     *,
     account: Account | None,
     environment: dict[str, str],
     limits: Limits,
-    joins: tuple[int, ...],
-    stdin: int,
-    stdout: int,
-    stderr: int,
-) -> Leader:
-    """Start a leader in a session of its own and return once it has executed the command.
+    null_unused_pipes: bool,
+) -> bytes:
+    """What a launcher is to do for this spec.
 
     Args:
       account: whom to become; None to stay who we are.
       environment: the whole environment of the child.
       limits: of which those of setrlimit(2) are set.
-      joins: descriptors of the `cgroup.procs` that the child joins first of all.
-      stdin, stdout, stderr: descriptors, or `subprocess.DEVNULL`.
+      null_unused_pipes: whether the launcher has a pipe for every stream, so
+        that those that the spec does not want must be replaced.
 
     Raises:
-      LaunchError: one of its subclasses; the OSError is its cause.
-
-    If cancelled, or if it raises, nothing is left.
+      ArgumentListTooLong: no launcher takes that much.
     """
-    try:
-        orders = encode(_orders(spec, account, environment, limits))
-    except ValueError as error:
-        raise ArgumentListTooLong(str(error), field="args") from error
-    try:
-        ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:
-        raise resource_error(error) from error
-    with ours, the_childs:
-        ours.setblocking(False)
-        # What fits is there before the launcher is, which then need not wait.
-        sent = ours.send(orders)
-        process = await _spawn(the_childs.fileno(), joins, stdin, stdout, stderr)
-        the_childs.close()
-        try:
-            await _send_rest(ours, orders, sent)
-            failure = await _receive_answer(ours)
-            if failure is not None:
-                cause = OSError(failure.errno, os.strerror(failure.errno))
-                raise _launch_error(failure, spec) from cause
-            return Leader(process)
-        except BaseException as error:
-            # Not reaped, hence still the number of this very group.
-            os.killpg(process.pid, signal.SIGKILL)
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            if isinstance(error, OSError):
-                raise resource_error(error) from error
-            raise
-
-
-def _orders(
-    spec: ProcessSpec, account: Account | None, environment: dict[str, str], limits: Limits
-) -> Orders:
     command = os.fsencode(spec.command)
     rlimits = (
         (resource.RLIMIT_NOFILE, limits.open_files),
         (resource.RLIMIT_CORE, limits.core_bytes),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
     )
-    return Orders(
+    orders = Orders(
+        stdin="null" if null_unused_pipes and spec.stdin_mode == "closed" else "keep",
+        stdout="null" if null_unused_pipes and spec.stdout_mode == "discard" else "keep",
+        stderr="null" if null_unused_pipes and spec.stderr_mode == "discard" else "keep",
         limits=tuple(Limit(kind, value, value) for kind, value in rlimits if value is not None),
         credentials=None
         if account is None
@@ -171,29 +237,10 @@ def _orders(
         arguments=(command, *map(os.fsencode, spec.args)),
         environment=tuple(os.fsencode(f"{name}={value}") for name, value in environment.items()),
     )
-
-
-async def _spawn(
-    orders: int, joins: tuple[int, ...], stdin: int, stdout: int, stderr: int
-) -> trio.Process:
     try:
-        return await trio.lowlevel.open_process(
-            [_LAUNCHER, str(orders), str(orders), ",".join(map(str, joins))],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            env={},
-            pass_fds=(orders, *joins),
-            # Here and not by an order: so it is never in our own group, where
-            # a terminal's Ctrl-C would reach it.
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise resource_error(error) from error
-    except RuntimeError as error:
-        # Trio starts processes in a worker thread; "can't start new thread"
-        # is no OSError but the same EAGAIN.
-        raise OutOfProcesses("no thread could be made to start the process") from error
+        return encode(orders)
+    except ValueError as error:
+        raise ArgumentListTooLong(str(error), field="args") from error
 
 
 async def _send_rest(connection: socket.socket, orders: bytes, sent: int) -> None:

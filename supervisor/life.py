@@ -19,9 +19,7 @@ Ending is one sequence, and every way to end a process leads through it:
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -32,14 +30,15 @@ from msgspec import Struct
 from .accounts import Account
 from .capture import Capture
 from .cgroups import CgroupUnit, Leaf
+from .errors import ArgumentListTooLong
 from .host import Host
-from .launch import Leader, launch, resource_error
+from .launch import Leader, orders_for
 from .oom import KernelLog
+from .prepared import prepare
 from .process import Process
 from .record import End, ExitStatus
 from .session import SessionUnit
 from .spec import Limits
-from .stdin import Stdin, open_stdin
 from .unit import Unit
 
 _logger = logging.getLogger(__name__)
@@ -89,31 +88,27 @@ async def live(
     Raises:
       LaunchError, LimitUnavailable: nothing was started.
     """
+    spec = process.spec
     with ExitStack() as ours:
-        fresh = host.take_leaf(circumstances.limits)
-        leaf = None if fresh is None else ours.enter_context(fresh.leaf)
-        with ExitStack() as the_childs:
-            if fresh is not None:
-                the_childs.enter_context(fresh.closes_joins)
-            try:
-                capture = ours.enter_context(Capture(process.log))
-                stdin, ends = _open_pipes(process, capture, ours, the_childs)
-                joins: tuple[int, ...] = ()
-                if fresh is not None:
-                    joins = fresh.joins + fresh.leaf.open_joins(the_childs)
-            except OSError as error:
-                raise resource_error(error) from error
-            leader = await launch(
-                process.spec,
+        prepared = host.take_parked(circumstances.limits)
+        try:
+            orders = orders_for(
+                spec,
                 account=circumstances.account,
                 environment=circumstances.environment,
                 limits=circumstances.limits,
-                joins=joins,
-                stdin=ends[0],
-                stdout=ends[1],
-                stderr=ends[2],
+                null_unused_pipes=prepared is not None,
             )
-            ours.enter_context(leader)
+        except ArgumentListTooLong:
+            if prepared is not None:
+                await prepared.dismiss()
+            raise
+        if prepared is None:
+            prepared = await prepare(spec, host.take_leaf(circumstances.limits), orders)
+        ours.enter_context(prepared.resources)
+        _, capture, _, leaf, _ = prepared
+        stdin = prepared.fit(spec)
+        leader = ours.enter_context(await prepared.launcher.carry_out(orders, spec))
         unit: Unit
         if leaf is None:
             unit = SessionUnit(leader.pid, leader.pidfd, circumstances.mark)
@@ -148,35 +143,12 @@ async def live(
                 await _outlive(process, unit, capture)
 
 
-def _open_pipes(
-    process: Process, capture: Capture, ours: ExitStack, the_childs: ExitStack
-) -> tuple[Stdin | None, tuple[int, int, int]]:
-    """The pipes that the spec asks for: our end of stdin, and the child's three descriptors."""
-
-    def childs(descriptor: int) -> int:
-        the_childs.callback(os.close, descriptor)
-        return descriptor
-
-    spec = process.spec
-    stdin, stdin_end = None, subprocess.DEVNULL
-    if spec.stdin_mode == "pipe":
-        stdin, read_end = open_stdin(f"process {process.handle}")
-        ours.callback(stdin.close_now)
-        stdin_end = childs(read_end)
-    stdout_end = stderr_end = subprocess.DEVNULL
-    if spec.stdout_mode == "capture":
-        stdout_end = childs(capture.open("stdout"))
-    if spec.stderr_mode == "capture":
-        stderr_end = childs(capture.open("stderr"))
-    return stdin, (stdin_end, stdout_end, stderr_end)
-
-
 async def _run(
     process: Process, leader: Leader, unit: Unit, capture: Capture, circumstances: Circumstances
 ) -> bool:
     """Capture until the leader has exited and the pipes are closed or out of time; whether it timed out."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(capture.run)
+        nursery.start_soon(capture.run, process.log)
         timeout = circumstances.timeout
         with trio.move_on_after(float("inf") if timeout is None else timeout) as patience:
             await leader.wait()
@@ -234,12 +206,11 @@ async def _end(
 
 async def _outlive(process: Process, unit: Unit, capture: Capture) -> None:
     """Let the descendants go on until they end or `process.scope` is cancelled."""
-    capture.discard()
     with process.outlived():
         try:
             with process.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(capture.run)
+                    nursery.start_soon(capture.run, None)
                     await unit.wait_until_alone()
                     nursery.cancel_scope.cancel()
         except Exception:

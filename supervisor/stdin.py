@@ -17,15 +17,13 @@ class Stdin:
 
     Args:
       descriptor: the write end, which this object owns from here on.
-      owner: how messages call the process.
     """
 
-    __slots__ = ("_lock", "_owner", "_stream")
+    __slots__ = ("_lock", "_stream")
 
-    def __init__(self, descriptor: int, owner: str) -> None:
+    def __init__(self, descriptor: int) -> None:
         self._stream: trio.lowlevel.FdStream | None = trio.lowlevel.FdStream(descriptor)
         self._lock = trio.Lock()
-        self._owner = owner
 
     @property
     def writable(self) -> bool:
@@ -36,13 +34,13 @@ class Stdin:
         """Return once the pipe has taken all of `data`; see `Process.write_stdin`."""
         async with self._lock:
             if self._stream is None:
-                raise StdinNotWritable(f"stdin of {self._owner} is closed", field="stdin")
+                raise StdinNotWritable("stdin is closed", field="stdin")
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 self.close_now()
                 raise StdinNotWritable(
-                    f"{self._owner} no longer reads its stdin", field="stdin"
+                    "the process no longer reads its stdin", field="stdin"
                 ) from error
 
     async def close(self) -> None:
@@ -57,11 +55,11 @@ class Stdin:
             self._stream = None
 
 
-def open_stdin(owner: str) -> tuple[Stdin, int]:
+def open_stdin() -> tuple[Stdin, int]:
     """A new pipe: the object that writes to it, and the read end that the child is to inherit.
 
     Raises:
       OSError: no descriptors are left.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    return Stdin(write_end, owner), read_end
+    return Stdin(write_end), read_end

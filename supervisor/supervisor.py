@@ -40,6 +40,7 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
       retention: how long finished processes stay readable.
       limits: what each process may use, where its spec says nothing.
       use_cgroups: whether to give every process a cgroup, where the host allows it.
+      parked_launchers: how many launches are kept prepared, to make starts quicker.
       output_limit_bytes: how much output each process's log keeps; past it
         the oldest bytes go, and readers are told.
       grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
@@ -52,6 +53,7 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     retention: Retention = Retention()
     limits: Limits = Limits()
     use_cgroups: bool = True
+    parked_launchers: int = 0
     output_limit_bytes: int = 64 * 1024 * 1024
     grace_seconds: float = 5.0
     drain_seconds: float = 0.05
@@ -251,7 +253,8 @@ async def open_supervisor(
     """
     failure: BaseException | None = None
     name = secrets.token_hex(8)
-    with Host(name, use_cgroups=config.use_cgroups) as host:
+    host = Host(name, use_cgroups=config.use_cgroups, parked_launchers=config.parked_launchers)
+    with host:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.run)
             supervisor = Supervisor(nursery, host, name, config)

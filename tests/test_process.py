@@ -33,10 +33,13 @@ def sh(script: str, **options: object) -> ProcessSpec:
     return ProcessSpec(command="sh", args=("-c", script), **options)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["cgroups", "sessions"])
+@pytest.fixture(params=["cgroups", "sessions", "parked"])
 def config(request: pytest.FixtureRequest) -> SupervisorConfig:
-    """Everything here holds with cgroups and without."""
-    return SupervisorConfig(use_cgroups=request.param == "cgroups")
+    """Everything here holds with cgroups and without, and with parked launchers."""
+    return SupervisorConfig(
+        use_cgroups=request.param != "sessions",
+        parked_launchers=4 if request.param == "parked" else 0,
+    )
 
 
 async def first_line(process: Process) -> str:

@@ -53,6 +53,9 @@ class Controllers(Protocol):
     def set_limits(self, limits: CgroupLimits) -> None:
         """Set what is not None; FileNotFoundError where a controller is missing."""
 
+    def needs_directories_for(self, limits: CgroupLimits) -> bool:
+        """Whether setting these limits would add to `directories`."""
+
     def directories(self) -> list[str]:
         """The directories that the unit's processes must join, besides the membership's."""
 
@@ -121,6 +124,10 @@ class Leaf:
             raise LimitUnavailable(
                 f"the kernel does not take a limit: {error}", field="limits"
             ) from error
+
+    def needs_joins_for(self, limits: CgroupLimits) -> bool:
+        """Whether whoever has joined already would have to join more for these limits."""
+        return self._controllers.needs_directories_for(limits)
 
     def open_joins(self, stack: ExitStack) -> tuple[int, ...]:
         """Descriptors through which a process joins by writing `0`; the stack closes them.

@@ -43,6 +43,11 @@ class Version1Controllers:
         if "memory" in parents:
             self._directory("memory")
 
+    def needs_directories_for(self, limits: CgroupLimits) -> bool:
+        """For all but memory, which is always there."""
+        others = (limits.pids, limits.cpu_cores, limits.io_weight)
+        return any(limit is not None for limit in others)
+
     def directories(self) -> list[str]:
         """One for each controller."""
         return list(self._by_controller.values())

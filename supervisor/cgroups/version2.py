@@ -23,6 +23,10 @@ class Version2Controllers:
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
+    def needs_directories_for(self, limits: CgroupLimits) -> bool:
+        """Never."""
+        return False
+
     def directories(self) -> list[str]:
         """None besides the membership's."""
         return []
