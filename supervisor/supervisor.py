@@ -116,8 +116,10 @@ class Supervisor:
         circumstances = Circumstances(
             account, environment, mark, limits, timeout, self.config.drain_seconds
         )
-        await self._nursery.start(self._own, process, circumstances)
-        self._host.start_is_over()
+        try:
+            await self._nursery.start(self._own, process, circumstances)
+        finally:
+            self._host.start_is_over()
         return process
 
     async def run(self, spec: ProcessSpec, *, timeout: float | None = None) -> RunResult:

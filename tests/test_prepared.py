@@ -95,8 +95,9 @@ async def test_a_failed_start_uses_up_one_and_leaves_nothing(supervisor: Supervi
 
 async def test_streams_that_are_not_wanted_are_null_devices(supervisor: Supervisor) -> None:
     await parked()
-    script = "readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2 >&2; :"
-    result = await supervisor.run(sh(script, stdout_mode="discard"))
-    stdin, stdout, stderr = result.stderr.decode().split()
-    assert (stdin, stdout) == ("/dev/null", "/dev/null")
-    assert stderr.startswith("pipe:")
+    spec = ProcessSpec(command="sleep", args=("1000",), stdout_mode="discard")
+    process = await supervisor.start(spec)
+    streams = [os.readlink(f"/proc/{process.pid}/fd/{descriptor}") for descriptor in range(3)]
+    assert streams[:2] == ["/dev/null", "/dev/null"]
+    assert streams[2].startswith("pipe:")
+    await process.kill()
