@@ -158,6 +158,8 @@ class Process:
             args=self.args,
             started_at=self.started_at,
             ended_at=self.ended_at,
+            duration_us=self._duration_us,
+            output_kept_bytes=self.log.kept_bytes,
             output_dropped_bytes=self.log.dropped_bytes,
             reason=self.reason,
             signaled_by=self._signaled_by,
@@ -278,6 +280,12 @@ class Process:
         if self.status != "signaled":
             return None
         return "supervisor" if self.signal in self._signals_sent else "other"
+
+    @property
+    def _duration_us(self) -> int | None:
+        if self._end is None or self.duration_seconds is None:
+            return None
+        return round(self.duration_seconds * 1_000_000)
 
     def _send(self, unit: Unit, signum: int) -> None:
         self._signals_sent.add(signum)

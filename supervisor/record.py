@@ -76,6 +76,9 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
       args: as requested.
       started_at: when the program was started.
       ended_at: when the leader exited; None while running.
+      duration_us: from start to exit on the monotonic clock, in microseconds;
+        None while running.
+      output_kept_bytes: captured bytes that can be read.
       output_dropped_bytes: captured bytes that the log's limit has cost so far.
       reason: why it ended: as `status`, or `timed_out`; None while running.
       signaled_by: who sent the deadly signal: `supervisor` for one of its own
@@ -97,6 +100,8 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
     args: tuple[str, ...]
     started_at: int
     ended_at: int | None
+    duration_us: int | None
+    output_kept_bytes: int
     output_dropped_bytes: int
     reason: Reason | None
     signaled_by: Literal["supervisor", "other"] | None

@@ -84,6 +84,28 @@ async def test_a_uid_without_an_account(supervisor: Supervisor) -> None:
         assert ids["Groups"] == []
 
 
+async def test_changes_of_the_account_files_are_noticed(
+    supervisor: Supervisor, member: pwd.struct_passwd
+) -> None:
+    name = f"creche-{uuid4().hex[:8]}"
+    with pytest.raises(UserNotFound):
+        await _ids(supervisor, name)
+    before = await _ids(supervisor, member.pw_name)
+    subprocess.run(["useradd", "--no-create-home", name], check=True)
+    try:
+        subprocess.run(["usermod", "-a", "-G", "audio", member.pw_name], check=True)
+        assert (await _ids(supervisor, name))["Uid"] == [pwd.getpwnam(name).pw_uid] * 4
+        after = await _ids(supervisor, member.pw_name)
+        audio = grp.getgrnam("audio").gr_gid
+        assert after["Groups"] == sorted({*before["Groups"], audio})
+        subprocess.run(["gpasswd", "-d", member.pw_name, "audio"], check=True)
+        assert await _ids(supervisor, member.pw_name) == before
+    finally:
+        subprocess.run(["userdel", name], check=True)
+    with pytest.raises(UserNotFound):
+        await _ids(supervisor, name)
+
+
 async def test_a_process_has_its_users_login_environment(
     supervisor: Supervisor, member: pwd.struct_passwd
 ) -> None:

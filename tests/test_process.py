@@ -66,8 +66,8 @@ async def test_a_process_tells_what_it_is(supervisor: Supervisor) -> None:
     assert (record.status, record.exit_code, record.signal) == ("exited", 3, None)
     assert record.ended_at is not None
     assert before <= record.started_at <= record.ended_at <= after
-    assert process.duration_seconds is not None
-    assert 0 < process.duration_seconds <= (after - before + 1) / 1000
+    assert record.duration_us is not None
+    assert 0 < record.duration_us <= (after - before + 1) * 1000
     assert not record.stdin_writable
 
 
@@ -454,4 +454,5 @@ class TestOutputLimit:
         everything = b"".join(b"%d\n" % number for number in range(1, 200_001))
         assert 100_000 < len(result.stdout) <= 200_000
         assert everything.endswith(result.stdout)
+        assert result.record.output_kept_bytes == len(result.stdout)
         assert result.record.output_dropped_bytes == len(everything) - len(result.stdout)
