@@ -39,14 +39,18 @@ class BodyEnd:
     ) -> None:
         """Serve one request (ASGI)."""
         if scope["type"] == "http":
+            exchange = _Exchange(scope, receive, send)
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
                 # What stands between us and the client may go by the other
                 # one, and take the end of the body for another request.
                 error = AmbiguousLength("give either Content-Length or Transfer-Encoding")
                 status, headers, body = answer(error)
+                # First to the end of the body: hypercorn closes at once when
+                # anything follows an exchange that is to be the last.
+                with trio.move_on_after(_DISCARD_SECONDS):
+                    await exchange.discard_body()
                 await send_whole(send, status, [*headers, ("connection", "close")], body)
                 return
-            exchange = _Exchange(scope, receive, send)
             await self._app(scope, exchange.receive, exchange.send)
         else:
             await self._app(scope, receive, send)
@@ -115,12 +119,18 @@ class _Exchange:
         with trio.CancelScope(shield=True):
             await self._send(message)
 
-    async def _discard(self) -> None:
-        """Receive to the very end, but count the body as ended once it is too much."""
+    async def discard_body(self) -> None:
+        """Receive and throw away to the end of the body, but not more than is decent."""
         discarded = 0
-        while not self._over.is_set():
+        while not self._body_ended.is_set():
             message = await self.receive()
             if message["type"] == "http.request":
                 discarded += len(message.get("body", b""))
             if discarded > _DISCARD_BYTES:
                 self._body_ended.set()
+
+    async def _discard(self) -> None:
+        """The same, and then to the very end of the exchange."""
+        await self.discard_body()
+        while not self._over.is_set():
+            await self.receive()

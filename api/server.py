@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Event, Updated
+from hypercorn.events import Closed, Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -37,8 +37,13 @@ class _Connection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         # An answer may have been sent just now: no timer any more.
-        if not (self._is_closed and isinstance(event, Updated)):
+        if self._is_closed and isinstance(event, Updated):
+            return
+        try:
             await super().protocol_send(event)
+        except trio.BusyResourceError:
+            # The reading side is closing the connection at this moment.
+            await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
         await super()._read_data()
