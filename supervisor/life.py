@@ -184,7 +184,8 @@ async def _end(
                 process.note_exit()
             exit_status = leader.exit_status()
             if not keep:
-                members_killed = await unit.kill_descendants()
+                # Those that a kill has hit may still be dying, and counted again.
+                members_killed = max(process.members_killed, await unit.kill_descendants())
             if leaf is not None:
                 oom_kills = leaf.oom_kills()
                 usage = leaf.usage()

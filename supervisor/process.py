@@ -36,6 +36,7 @@ class Process:
       started_at: when it was started, integer ms since the epoch.
       duration_seconds: from start to exit on the monotonic clock; None while running.
       log: everything that it wrote.
+      members_killed: descendants that were alive when the tree was killed.
       scope: surrounds its life; cancelled to end it by force.
     """
 
@@ -52,6 +53,7 @@ class Process:
         "duration_seconds",
         "handle",
         "log",
+        "members_killed",
         "pid",
         "scope",
         "spec",
@@ -63,6 +65,7 @@ class Process:
         self.spec = spec
         self.log = log
         self.scope = trio.CancelScope(shield=True)
+        self.members_killed = 0
         self.pid = 0
         self.started_at = 0
         self.duration_seconds: float | None = None
@@ -197,14 +200,19 @@ class Process:
             raise ProcessNotRunning(f"{self._name} is not running")
         self._send(self._unit, signum)
 
-    async def kill(self) -> None:
-        """SIGKILL the whole tree and return once it is dead. Nothing to do after that."""
+    async def kill(self) -> int:
+        """SIGKILL the whole tree; returns how many processes that killed, once all are dead.
+
+        0 if there was nothing left to kill.
+        """
+        killed = 0
         if self._unit is not None:
-            self.kill_now(self._unit)
+            killed = self.kill_now(self._unit) + 1
         await self._ended.wait()
         if self._outlived is not None:
             self.scope.cancel()
             await self._outlived.wait()
+        return killed
 
     async def stop(self, grace_seconds: float) -> None:
         """SIGTERM the group, and SIGKILL what is left after the end, or after `grace_seconds`.
@@ -317,10 +325,12 @@ class Process:
         self._leaf = leaf
         self._stdin = stdin
 
-    def kill_now(self, unit: Unit) -> None:
-        """SIGKILL the whole tree without waiting."""
+    def kill_now(self, unit: Unit) -> int:
+        """SIGKILL the whole tree without waiting; how many there were besides the leader."""
         self._signals_sent.add(signal.SIGKILL)
-        unit.kill()
+        killed = unit.kill()
+        self.members_killed = max(self.members_killed, killed)
+        return killed
 
     def note_exit(self) -> None:
         """The leader has exited; the end is not complete yet."""

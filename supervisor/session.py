@@ -62,7 +62,7 @@ class SessionUnit(Unit):
             os.close(pidfd)
         self._held.clear()
 
-    def kill(self) -> None:
+    def kill(self) -> int:
         """SIGKILL to everything; what the members start meanwhile is left to `kill_descendants`."""
         try:
             # Found before the leader dies: its children lose their parent
@@ -74,6 +74,7 @@ class SessionUnit(Unit):
             # alone would exit with a status of its own.
             self.signal_group(signal.SIGKILL)
             self._kill_held()
+        return len(self._held)
 
     async def kill_descendants(self) -> int:
         """Kill everything but the leader, until nobody new is found: they may fork meanwhile."""

@@ -48,8 +48,8 @@ class Unit(ABC):
             os.killpg(self.leader, signum)
 
     @abstractmethod
-    def kill(self) -> None:
-        """SIGKILL to everything, the leader included."""
+    def kill(self) -> int:
+        """SIGKILL to everything, the leader included; how many there were besides it."""
 
     @abstractmethod
     async def kill_descendants(self) -> int:

@@ -293,6 +293,14 @@ async def test_an_ended_process_takes_no_signal(supervisor: Supervisor) -> None:
     assert process.status == "exited"
 
 
+async def test_kill_tells_how_many_it_killed(supervisor: Supervisor) -> None:
+    process = await supervisor.start(sh("sleep 1000 & setsid sleep 1000 & echo ready; wait"))
+    assert await first_line(process) == "ready"
+    assert await process.kill() == 3
+    assert process.record.members_killed == 2
+    assert await process.kill() == 0
+
+
 async def test_kill_ends_stopped_and_deaf_processes(supervisor: Supervisor) -> None:
     for script in (
         "trap '' TERM INT HUP; echo ready; while :; do sleep 1; done",

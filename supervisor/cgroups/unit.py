@@ -20,12 +20,14 @@ class CgroupUnit(Unit):
     def __exit__(self, *_: object) -> None:
         pass  # The leaf has its own owner.
 
-    def kill(self) -> None:
-        """SIGKILL to everything at once."""
+    def kill(self) -> int:
+        """SIGKILL to everything at once; how many there were besides the leader."""
+        count = self._leaf.member_count()
         # The group first: a leader that saw its child die alone would exit
         # with a status of its own.
         self.signal_group(signal.SIGKILL)
         self._leaf.kill()
+        return max(0, count - 1)
 
     async def kill_descendants(self) -> int:
         """Kill what is alive in the leaf."""
