@@ -38,7 +38,8 @@ from .prepared import prepare
 from .process import Process
 from .record import End, ExitStatus
 from .session import SessionUnit
-from .spec import Limits
+from .spec import Limits, ProcessSpec
+from .stdin import Stdin
 from .unit import Unit
 
 _logger = logging.getLogger(__name__)
@@ -88,27 +89,8 @@ async def live(
     Raises:
       LaunchError, LimitUnavailable: nothing was started.
     """
-    spec = process.spec
     with ExitStack() as ours:
-        prepared = host.take_parked(circumstances.limits)
-        try:
-            orders = orders_for(
-                spec,
-                account=circumstances.account,
-                environment=circumstances.environment,
-                limits=circumstances.limits,
-                null_unused_pipes=prepared is not None,
-            )
-        except ArgumentListTooLong:
-            if prepared is not None:
-                await prepared.dismiss()
-            raise
-        if prepared is None:
-            prepared = await prepare(spec, host.take_leaf(circumstances.limits), orders)
-        ours.enter_context(prepared.resources)
-        _, capture, _, leaf, _ = prepared
-        stdin = prepared.fit(spec)
-        leader = ours.enter_context(await prepared.launcher.carry_out(orders, spec))
+        leader, capture, stdin, leaf = await _launch(process.spec, circumstances, host, ours)
         unit: Unit
         if leaf is None:
             unit = SessionUnit(leader.pid, leader.pidfd, circumstances.mark)
@@ -141,6 +123,31 @@ async def live(
                 ended()
             if keep:
                 await _outlive(process, unit, capture)
+
+
+async def _launch(
+    spec: ProcessSpec, circumstances: Circumstances, host: Host, ours: ExitStack
+) -> tuple[Leader, Capture, Stdin | None, Leaf | None]:
+    """The leader that executes the command, and our side of its pipes; all of it owned by `ours`."""
+    prepared = host.take_parked(circumstances.limits)
+    try:
+        orders = orders_for(
+            spec,
+            account=circumstances.account,
+            environment=circumstances.environment,
+            limits=circumstances.limits,
+            null_unused_pipes=prepared is not None,
+        )
+    except ArgumentListTooLong:
+        if prepared is not None:
+            await prepared.dismiss()
+        raise
+    if prepared is None:
+        prepared = await prepare(spec, host.take_leaf(circumstances.limits), orders)
+    ours.enter_context(prepared.resources)
+    stdin = prepared.fit(spec)
+    leader = ours.enter_context(await prepared.launcher.carry_out(orders, spec))
+    return leader, prepared.capture, stdin, prepared.leaf
 
 
 async def _run(
