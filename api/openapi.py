@@ -53,6 +53,24 @@ _PARAMETERS = {
         "pid now belongs to another.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
     },
+    "from": {
+        "name": "from",
+        "in": "query",
+        "description": "Begin behind the event with this id; the header Last-Event-ID does the same.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}(-[0-9]{1,18})?$"},
+    },
+    "tail": {
+        "name": "tail",
+        "in": "query",
+        "description": "Begin this many lines before the end.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 10**9},
+    },
+    "limit": {
+        "name": "limit",
+        "in": "query",
+        "description": "At most this many lines.",
+        "schema": {"type": "integer", "minimum": 0, "maximum": 10**9},
+    },
     "grace_ms": {
         "name": "grace_ms",
         "in": "query",

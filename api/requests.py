@@ -7,7 +7,8 @@ from typing import TypeVar
 import msgspec
 from quart import Request
 
-from supervisor import Process, ProcessNotFound, Supervisor
+from supervisor import Offsets, OutputLog, Process, ProcessNotFound, Stream, Supervisor
+from supervisor.output import BEGINNING, STREAMS
 
 from .problems import InvalidQuery, InvalidRequest, MalformedJson, UnsupportedMediaType
 
@@ -54,6 +55,38 @@ def read_number(request: Request, name: str, *, largest: int) -> int | None:
     if not _is_digits(text) or len(text) > _LARGEST_HANDLE_DIGITS or int(text) > largest:
         raise InvalidQuery(f"{name} is not a number from 0 to {largest}", field=name)
     return int(text)
+
+
+def read_resume(request: Request, log: OutputLog, stream: Stream | None) -> Offsets:
+    """Where the client wants to begin: `Last-Event-ID`, or `from` or `tail` in the query.
+
+    An id is the offsets of both streams with a `-` in between, or of one
+    stream alone where only one is read.
+
+    Raises:
+      InvalidQuery: it is something else, or lies beyond the end.
+    """
+    tail = read_number(request, "tail", largest=10**9)
+    text = request.headers.get("last-event-id") or request.args.get("from")
+    if text is None:
+        return BEGINNING if tail is None else log.offsets_of_tail(tail, stream)
+    parts = text.split("-")
+    if stream is not None and len(parts) == 1:
+        parts = [text, "0"] if stream == "stdout" else ["0", text]
+    if len(parts) != 2 or not all(
+        _is_digits(part) and len(part) <= _LARGEST_HANDLE_DIGITS for part in parts
+    ):
+        raise InvalidQuery("from is not the id of an event", field="from")
+    resume = Offsets(*map(int, parts))
+    streams = STREAMS if stream is None else (stream,)
+    if any(resume.of(name) > log.end_offsets.of(name) for name in streams):
+        raise InvalidQuery("from lies beyond the end of the output", field="from")
+    return resume
+
+
+def format_resume(resume: Offsets) -> str:
+    """The id that `read_resume` reads."""
+    return f"{resume.stdout}-{resume.stderr}"
 
 
 def _is_digits(text: str) -> bool:

@@ -44,12 +44,18 @@ class Success(Struct, frozen=True):
 
 
 class OutputLines(Struct, frozen=True):
-    """Everything captured so far, as lines. `missing_bytes` counts what the log's limit has cost."""
+    """Captured lines: all so far, or as many as were asked for.
+
+    `next` is where to go on (`?from=`): behind the last line that is whole.
+    `missing_bytes` and `missing_lines` count what the log's limit has cost here.
+    """
 
     pid: int
     lines: list[str]
     line_count: int
+    next: str
     missing_bytes: int
+    missing_lines: int
 
 
 class ProcessUsage(Struct, frozen=True):
@@ -84,17 +90,23 @@ class Info(Struct, frozen=True):
 
 
 class OutputEvent(Struct, frozen=True):
-    """One line, in a stream of events; `stream` is there where both streams are."""
+    """One line, in a stream of events; `stream` is there where both streams are.
+
+    `partial` is there, and true, for a part of a long line that is not its last.
+    """
 
     line: str
     timestamp: int
     stream: Stream | UnsetType = UNSET
+    partial: Literal[True] | UnsetType = UNSET
 
 
 class GapEvent(Struct, frozen=True):
-    """Bytes of both streams that are missing here, because the log's limit has cost them."""
+    """What is missing here of one stream, because the log's limit has cost it."""
 
+    stream: Stream
     missing_bytes: int
+    missing_lines: int
 
 
 class RunStarted(Struct, frozen=True):

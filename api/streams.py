@@ -12,17 +12,20 @@ from types import TracebackType
 
 import msgspec
 import trio
+from msgspec import UNSET
 from quart import Request, Response
 from quart.wrappers.response import DataBody, ResponseBody
 
-from supervisor import Gap, Line, LineReader, Process, Stream, Supervisor
+from supervisor import Gap, Line, LineReader, Offsets, Process, Stream, Supervisor
 
-from .requests import find
+from .requests import find, read_resume
 from .schemas import GapEvent, OutputEvent, RunExited, RunStarted
 
 _encoder = msgspec.json.Encoder()
 
 _BATCH_BYTES = 64 * 1024
+# As JSON at most six times as long: below the 1 MiB that some clients take in one line.
+_MAX_LINE_BYTES = 128 * 1024
 _KEEP_ALIVE_SECONDS = 15.0
 _KEEP_ALIVE = b":\n\n"
 
@@ -53,7 +56,8 @@ def _follow(
 ) -> Response:
     process = find(supervisor, request, pid_or_name)
     # A HEAD would otherwise last as long as the process, for a body that nobody gets.
-    body = DataBody(b"") if request.method == "HEAD" else FollowBody(process, stream)
+    resume = read_resume(request, process.log, stream)
+    body = DataBody(b"") if request.method == "HEAD" else FollowBody(process, stream, resume)
     response = Response(body, content_type="text/event-stream")
     response.timeout = None
     return response
@@ -141,10 +145,11 @@ class EventStream(ResponseBody):
 
 
 class FollowBody(EventStream):
-    """The output of one process from its beginning to its end; named events."""
+    """The output of one process to its end; named events, with ids to resume by."""
 
-    def __init__(self, process: Process, stream: Stream | None) -> None:
-        super().__init__(process.lines(stream=stream))
+    def __init__(self, process: Process, stream: Stream | None, resume: Offsets) -> None:
+        reader = process.lines(stream=stream, resume=resume, max_line_bytes=_MAX_LINE_BYTES)
+        super().__init__(reader)
         self._tagged = stream is None
 
     def last_frame(self) -> bytes:
@@ -154,15 +159,18 @@ class FollowBody(EventStream):
     def frame(self, item: Line | Gap) -> bytes:
         """A line, or a gap as an event of a name that clients ignore."""
         if isinstance(item, Gap):
-            return _gap(item)
-        return b"event: output\ndata: %b\n\n" % _line(item, tagged=self._tagged)
+            return b"id: %d-%d\n%b" % (*item.resume, _gap(item))
+        return b"id: %d-%d\nevent: output\ndata: %b\n\n" % (
+            *item.resume,
+            _line(item, tagged=self._tagged),
+        )
 
 
 class RunBody(EventStream):
     """A run from its start to its exit; unnamed events. A client that leaves ends the process."""
 
     def __init__(self, process: Process) -> None:
-        super().__init__(process.lines())
+        super().__init__(process.lines(max_line_bytes=_MAX_LINE_BYTES))
         self._process = process
 
     async def __aexit__(
@@ -200,14 +208,19 @@ class RunBody(EventStream):
 
 
 def _line(line: Line, *, tagged: bool) -> bytes:
-    event = OutputEvent(line.text, line.timestamp_ms)
-    if tagged:
-        event = OutputEvent(line.text, line.timestamp_ms, line.stream)
-    return _encoder.encode(event)
+    return _encoder.encode(
+        OutputEvent(
+            line.text,
+            line.timestamp_ms,
+            line.stream if tagged else UNSET,
+            UNSET if line.is_whole else True,
+        )
+    )
 
 
 def _gap(gap: Gap) -> bytes:
-    return b"event: gap\ndata: %b\n\n" % _encoder.encode(GapEvent(gap.missing_bytes))
+    event = GapEvent(gap.stream, gap.missing_bytes, gap.missing_lines)
+    return b"event: gap\ndata: %b\n\n" % _encoder.encode(event)
 
 
 def _data(event: msgspec.Struct) -> bytes:

@@ -43,7 +43,7 @@ from .errors import (
 )
 from .host import Capabilities
 from .lines import Gap, Line, LineReader
-from .output import Chunk, Cursor, OutputLog, Stream
+from .output import Chunk, Cursor, Offsets, OutputLog, Stream
 from .process import Process
 from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status, Usage
 from .registry import Retention
@@ -73,6 +73,7 @@ __all__ = [
     "LineReader",
     "NotExecutable",
     "NulByte",
+    "Offsets",
     "OutOfDescriptors",
     "OutOfMemory",
     "OutOfProcesses",

@@ -3,30 +3,49 @@
 Theory of operation
 ===================
 
-Bytes are the truth. The log is a sequence of chunks in the order in which
-they were captured, each with its stream and the time of its capture. A
-*position* is the number of captured bytes (of both streams) before a point,
-so it never changes, also when old chunks are dropped.
+Bytes are the truth. The log is a sequence of chunks in the order in which they
+were captured, each with its stream and the time of its capture. Two numbers
+say where a byte is, and neither ever changes, also when old chunks are dropped:
 
-    position:  0        6        11            20
-               | chunk  | chunk  | chunk       |
-               ^ start                         ^ end
+- its *position*: how many captured bytes, of both streams, came before it;
+- its *offset*: how many bytes of its own stream came before it.
+
+    chunk:      stdout      stderr    stdout
+                abcdef      xyz       ghi
+    position:   0           6         9         12
+    offset:     0           0         6
 
 A cursor is a reader's own position. It shares nothing with other cursors but
 the log, so a reader that lags only lags: it slows neither the capture nor
 anyone else. When the log exceeds its limit the oldest chunks go and `start`
-moves; a cursor that stood before `start` goes on from there and counts what it
-has missed.
+moves; a cursor that stood before `start` goes on from there, and the jump in
+the offsets that it sees is the size of the gap.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import trio
 
 Stream = Literal["stdout", "stderr"]
+
+STREAMS: Final[tuple[Stream, Stream]] = ("stdout", "stderr")
+
+
+class Offsets(NamedTuple):
+    """A place in both streams: of each, the offset of the next byte."""
+
+    stdout: int
+    stderr: int
+
+    def of(self, stream: Stream) -> int:
+        """The offset in one stream."""
+        return self.stdout if stream == "stdout" else self.stderr
+
+
+BEGINNING: Final = Offsets(0, 0)
 
 
 class Chunk(NamedTuple):
@@ -37,17 +56,37 @@ class Chunk(NamedTuple):
       timestamp_ms: when it was captured, in ms since the epoch.
       stream: where the process wrote it.
       data: the exact bytes, never empty.
+      offset: the stream's offset of the first byte.
+      newlines: how many newlines its stream had before it.
     """
 
     position: int
     timestamp_ms: int
     stream: Stream
     data: bytes
+    offset: int
+    newlines: int
 
     @property
     def end(self) -> int:
         """The position after the last byte."""
         return self.position + len(self.data)
+
+    def offset_of(self, stream: Stream) -> int:
+        """How many bytes of either stream came before this chunk."""
+        # The rest of what came before is the other stream's.
+        return self.offset if stream == self.stream else self.position - self.offset
+
+    def without(self, count: int) -> Chunk:
+        """The chunk without its first `count` bytes, of which there are more."""
+        return Chunk(
+            self.position + count,
+            self.timestamp_ms,
+            self.stream,
+            self.data[count:],
+            self.offset + count,
+            self.newlines + self.data.count(b"\n", 0, count),
+        )
 
 
 class OutputLog:
@@ -58,24 +97,38 @@ class OutputLog:
         newest chunk always stays.
     """
 
-    __slots__ = ("_chunks", "_closed", "_end", "_limit_bytes", "_readers")
+    __slots__ = ("_chunks", "_closed", "_ends", "_limit_bytes", "_newlines", "_readers")
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._chunks: list[Chunk] = []
-        self._end = 0
+        self._ends = [0, 0]
+        self._newlines = [0, 0]
         self._closed = False
         self._readers = trio.lowlevel.ParkingLot()
 
     @property
     def start(self) -> int:
         """The position of the oldest byte that is still kept."""
-        return self._chunks[0].position if self._chunks else self._end
+        return self._chunks[0].position if self._chunks else self.end
+
+    @property
+    def start_offsets(self) -> Offsets:
+        """Of each stream, the offset of the oldest byte that is still kept."""
+        if not self._chunks:
+            return self.end_offsets
+        first = self._chunks[0]
+        return Offsets(first.offset_of("stdout"), first.offset_of("stderr"))
 
     @property
     def end(self) -> int:
         """The position after the newest byte."""
-        return self._end
+        return self._ends[0] + self._ends[1]
+
+    @property
+    def end_offsets(self) -> Offsets:
+        """Of each stream, the offset after its newest byte."""
+        return Offsets(*self._ends)
 
     @property
     def closed(self) -> bool:
@@ -85,19 +138,27 @@ class OutputLog:
     @property
     def kept_bytes(self) -> int:
         """How many bytes can be read."""
-        return self._end - self.start
+        return self.end - self.start
 
     @property
     def dropped_bytes(self) -> int:
         """How many bytes went because of the limit."""
         return self.start
 
+    def newlines(self, stream: Stream) -> int:
+        """How many newlines a stream has had."""
+        return self._newlines[stream == "stderr"]
+
     def append(self, stream: Stream, data: bytes, timestamp_ms: int) -> None:
         """Add captured bytes and wake the readers that wait for them."""
         assert data
         assert not self._closed
-        self._chunks.append(Chunk(self._end, timestamp_ms, stream, data))
-        self._end += len(data)
+        which = stream == "stderr"
+        self._chunks.append(
+            Chunk(self.end, timestamp_ms, stream, data, self._ends[which], self._newlines[which])
+        )
+        self._ends[which] += len(data)
+        self._newlines[which] += data.count(b"\n")
         if self.kept_bytes > self._limit_bytes:
             self._drop_oldest()
         self._readers.unpark_all()
@@ -105,7 +166,7 @@ class OutputLog:
     def _drop_oldest(self) -> None:
         # Down to 7/8 of the limit, so that the shift of a long list is paid
         # once for many chunks.
-        wanted_start = self._end - self._limit_bytes * 7 // 8
+        wanted_start = self.end - self._limit_bytes * 7 // 8
         count = bisect_right(self._chunks, wanted_start, key=_position)
         del self._chunks[: min(count, len(self._chunks) - 1)]
 
@@ -117,6 +178,51 @@ class OutputLog:
     def cursor(self, position: int = 0, *, stream: Stream | None = None) -> Cursor:
         """A new reader from `position` on, of both streams or of one."""
         return Cursor(self, position, stream)
+
+    def position_of(self, stream: Stream, offset: int) -> int:
+        """A position from which everything of `stream` from `offset` on is still to come.
+
+        And nothing of it that could be left out: at most a chunk's part.
+        """
+        index = bisect_right(self._chunks, offset, key=lambda chunk: chunk.offset_of(stream)) - 1
+        if index < 0:
+            return self.start
+        chunk = self._chunks[index]
+        if chunk.stream != stream:
+            return chunk.position
+        return chunk.position + min(offset - chunk.offset, len(chunk.data))
+
+    def offsets_of_tail(self, count: int, stream: Stream | None = None) -> Offsets:
+        """Where the last `count` lines begin, of one stream or of both in the order of their ends.
+
+        An unterminated last line counts.
+        """
+        if count <= 0:
+            return self.end_offsets
+        streams = STREAMS if stream is None else (stream,)
+        found = self.start_offsets
+        begins: dict[Stream, int] = {}
+        left = count
+        for chunk in reversed(self._chunks):
+            if chunk.stream not in streams or chunk.stream in begins:
+                continue
+            end = len(chunk.data)
+            if chunk.offset + end == self.end_offsets.of(chunk.stream) and not chunk.data.endswith(
+                b"\n"
+            ):
+                left -= 1
+            while (newline := chunk.data.rfind(b"\n", 0, end)) >= 0:
+                if left <= 0:
+                    begins[chunk.stream] = chunk.offset + newline + 1
+                    break
+                left -= 1
+                end = newline
+            if len(begins) == len(streams):
+                break
+        return Offsets(
+            begins.get("stdout", found.stdout if "stdout" in streams else 0),
+            begins.get("stderr", found.stderr if "stderr" in streams else 0),
+        )
 
     def read_bytes(self, stream: Stream) -> bytes:
         """All kept bytes of one stream."""
@@ -130,23 +236,17 @@ class Cursor:
     returned.
     """
 
-    __slots__ = ("_log", "_missed_bytes", "_position", "_stream")
+    __slots__ = ("_log", "_position", "_stream")
 
     def __init__(self, log: OutputLog, position: int, stream: Stream | None) -> None:
         self._log = log
         self._position = position
         self._stream = stream
-        self._missed_bytes = 0
 
     @property
     def position(self) -> int:
         """The position after what has been read; a new cursor from here goes on exactly there."""
         return self._position
-
-    @property
-    def missed_bytes(self) -> int:
-        """How many bytes, of both streams, were dropped before this cursor came to them."""
-        return self._missed_bytes
 
     def take(self, max_bytes: int) -> list[Chunk]:
         """What is there now, without waiting: whole chunks until `max_bytes` are reached.
@@ -155,9 +255,6 @@ class Cursor:
         The position also moves past chunks of the other stream.
         """
         chunks = self._log._chunks
-        if (gap := self._log.start - self._position) > 0:
-            self._missed_bytes += gap
-            self._position += gap
         # The position may lie inside a chunk, which then is the one before.
         first = bisect_right(chunks, self._position, key=_position)
         if first and chunks[first - 1].end > self._position:
@@ -168,14 +265,12 @@ class Cursor:
             if size >= max_bytes:
                 return taken
             chunk = chunks[index]
-            skipped = self._position - chunk.position
+            read_before = self._position - chunk.position
             self._position = chunk.end
             if self._stream is not None and chunk.stream != self._stream:
                 continue
-            if skipped > 0:
-                chunk = chunk._replace(position=chunk.position + skipped, data=chunk.data[skipped:])
-            taken.append(chunk)
-            size += len(chunk.data)
+            taken.append(chunk.without(read_before) if read_before > 0 else chunk)
+            size += len(taken[-1].data)
         return taken
 
     async def wait(self) -> bool:

@@ -16,7 +16,7 @@ import trio
 from .cgroups import Leaf
 from .errors import CgroupsUnavailable, InvalidSignal, ProcessNotRunning, StdinNotWritable
 from .lines import LineReader
-from .output import Cursor, OutputLog, Stream
+from .output import BEGINNING, Cursor, Offsets, OutputLog, Stream
 from .record import End, ProcessRecord, Reason, Status, Usage
 from .spec import ProcessSpec
 from .stdin import Stdin
@@ -175,9 +175,18 @@ class Process:
         """Read the output from `position` on: an async iterator of chunks, live until the end."""
         return self.log.cursor(position, stream=stream)
 
-    def lines(self, *, stream: Stream | None = None) -> LineReader:
-        """Read the output as lines: an async iterator of lines and gaps, live until the end."""
-        return LineReader(self.log.cursor(stream=stream))
+    def lines(
+        self,
+        *,
+        stream: Stream | None = None,
+        resume: Offsets = BEGINNING,
+        max_line_bytes: int | None = None,
+    ) -> LineReader:
+        """Read the output as lines: an async iterator of lines and gaps, live until the end.
+
+        Args: see `LineReader`.
+        """
+        return LineReader(self.log, stream=stream, resume=resume, max_line_bytes=max_line_bytes)
 
     async def wait(self) -> ProcessRecord:
         """Wait for the end and return the final record.
