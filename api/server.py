@@ -9,8 +9,10 @@ ends one).
 
 from __future__ import annotations
 
+import errno
 import logging
-from contextlib import ExitStack
+import socket
+from contextlib import ExitStack, suppress
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -89,6 +91,7 @@ class Server:
         """
         with ExitStack() as stack:
             listeners = []
+            self._refuse_living_socket()
             for sock in self._config.create_sockets().insecure_sockets:
                 stack.enter_context(sock)
                 sock.listen(self._config.backlog)
@@ -103,6 +106,15 @@ class Server:
                     await self._context.terminated.set()  # Idle connections close.
                     nursery.start_soon(self._close_stragglers)
                 nursery.cancel_scope.cancel()
+
+    def _refuse_living_socket(self) -> None:
+        """Raise OSError if somebody serves on our path: hypercorn would take it over."""
+        (bind,) = self._config.bind
+        if not bind.startswith("unix:"):
+            return
+        with socket.socket(socket.AF_UNIX) as other, suppress(ConnectionError, FileNotFoundError):
+            other.connect(bind.removeprefix("unix:"))
+            raise OSError(errno.EADDRINUSE, "Address already in use", bind)
 
     def stop(self) -> None:
         """Accept no more connections, and end those that are open."""

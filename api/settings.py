@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 
 from msgspec import Struct
 
-from supervisor import Retention, SupervisorConfig
-from supervisor.accounts import exists
+from supervisor import Retention, SupervisorConfig, SupervisorError
+from supervisor.accounts import exists, look_up
 
 _CONTRACT_USER = "tl-user"
 _PARKED_LAUNCHERS = 8
@@ -52,6 +53,7 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
       SystemExit: the arguments are wrong, or ask for help.
     """
     options = _parser(environment).parse_args(arguments)
+    _check_address(options.bind)
     token = None
     if options.token_file is not None:
         token = _read_token(options.token_file)
@@ -85,11 +87,12 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         prog="creche",
         description="A process supervisor with an HTTP API.",
         epilog="Each option has an environment variable: --token-file is CRECHE_TOKEN_FILE.",
+        allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the daemon")
+    serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
 
-    def option(name: str, kind: type, default: object, text: str) -> None:
+    def option(name: str, kind: Callable[[str], object], default: object, text: str) -> None:
         variable = "CRECHE_" + name.removeprefix("--").replace("-", "_").upper()
         serve.add_argument(
             name, type=kind, default=environment.get(variable, default), help=f"{text} [{variable}]"
@@ -106,42 +109,89 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         f"user of processes that name none (default: {_CONTRACT_USER} where that account exists "
         "and the daemon is root, else the daemon's own)",
     )
-    option("--retain-count", int, retention.count, "finished processes to keep (%(default)s)")
+    option("--retain-count", _count, retention.count, "finished processes to keep (%(default)s)")
     option(
-        "--retain-seconds", float, retention.seconds, "how long to keep finished ones (%(default)s)"
+        "--retain-seconds",
+        _seconds,
+        retention.seconds,
+        "how long to keep finished ones (%(default)s)",
     )
     option(
         "--retain-output-bytes",
-        int,
+        _count,
         retention.output_bytes,
         "output that all finished ones keep together (%(default)s)",
     )
     option(
         "--output-limit-bytes",
-        int,
+        _positive,
         config.output_limit_bytes,
         "output that one process keeps; then the oldest goes (%(default)s)",
     )
     option(
         "--grace-seconds",
-        float,
+        _seconds,
         config.grace_seconds,
         "between SIGTERM and SIGKILL at the end (%(default)s)",
     )
     option(
         "--parked-launchers",
-        int,
+        _count,
         _PARKED_LAUNCHERS,
         "launches kept prepared, to make starts quicker (%(default)s)",
     )
-    option("--log-level", str, "info", "debug, info, warning or error (%(default)s)")
+    option("--log-level", _log_level, "info", "debug, info, warning or error (%(default)s)")
     serve.add_argument(
         "--insecure",
         action="store_true",
-        default=environment.get("CRECHE_INSECURE", "") not in ("", "0"),
+        default=_is_true(environment.get("CRECHE_INSECURE", "")),
         help="serve other machines without a token [CRECHE_INSECURE]",
     )
     return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 0")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is less than 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time")
+    return value
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning and error")
+    return text
+
+
+def _is_true(text: str) -> bool:
+    match text.lower():
+        case "" | "0" | "false" | "no" | "off":
+            return False
+        case "1" | "true" | "yes" | "on":
+            return True
+    raise SettingsError(f"CRECHE_INSECURE={text!r} is neither true nor false")
+
+
+def _check_address(bind: str) -> None:
+    if bind.startswith("unix:") and bind != "unix:":
+        return
+    match = re.fullmatch(r"(?:\[[^\[\]]+\]|[^:\[\]]*):([0-9]{1,5})", bind, re.ASCII)
+    if match is None or int(match[1]) > 65535:
+        raise SettingsError(f"{bind!r} is neither host:port nor unix:path")
 
 
 def _read_token(path: Path) -> bytes:
@@ -156,6 +206,10 @@ def _read_token(path: Path) -> bytes:
 
 def _default_user(wanted: str | None) -> str | None:
     if wanted:
+        try:
+            look_up(wanted)
+        except SupervisorError as error:
+            raise SettingsError(f"--default-user: {error}") from error
         return wanted
     return _CONTRACT_USER if os.geteuid() == 0 and exists(_CONTRACT_USER) else None
 
