@@ -59,6 +59,12 @@ _PARAMETERS = {
         "description": "Begin behind the event with this id; the header Last-Event-ID does the same.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,18}(-[0-9]{1,18})?$"},
     },
+    "follow": {
+        "name": "follow",
+        "in": "query",
+        "description": "Go on until the end of the output.",
+        "schema": {"type": "boolean"},
+    },
     "tail": {
         "name": "tail",
         "in": "query",

@@ -55,6 +55,12 @@ class InvalidQuery(RequestError):
     code = "INVALID_QUERY"
 
 
+class RangeNotSatisfiable(RequestError):
+    """The range begins behind the last byte (RFC 9110, section 15.5.17)."""
+
+    code = "RANGE_NOT_SATISFIABLE"
+
+
 class UnsupportedMediaType(RequestError):
     """The body must be sent as `application/json`."""
 
@@ -123,6 +129,7 @@ STATUS: dict[ClientError, int] = {
     BodyTimeout: 408,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
+    RangeNotSatisfiable: 416,
     InvalidRequest: 422,
     Internal: 500,
     supervisor.SpecError: 400,

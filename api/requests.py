@@ -57,6 +57,18 @@ def read_number(request: Request, name: str, *, largest: int) -> int | None:
     return int(text)
 
 
+def read_flag(request: Request, name: str) -> bool:
+    """Whether a query parameter is `true`; it may be `false` or absent.
+
+    Raises:
+      InvalidQuery: it is something else.
+    """
+    text = request.args.get(name, "false")
+    if text not in ("true", "false"):
+        raise InvalidQuery(f"{name} is neither true nor false", field=name)
+    return text == "true"
+
+
 def read_resume(request: Request, log: OutputLog, stream: Stream | None) -> Offsets:
     """Where the client wants to begin: `Last-Event-ID`, or `from` or `tail` in the query.
 

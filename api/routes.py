@@ -9,7 +9,7 @@ from msgspec import Struct
 import supervisor
 from supervisor import ProcessRecord, ProcessSpec
 
-from . import direct, problems, processes, streams, system
+from . import direct, problems, processes, raw, streams, system
 from .schemas import (
     Health,
     Info,
@@ -223,6 +223,42 @@ ROUTES = (
         handler=streams.follow_output,
         query=("from", "tail"),
         response=_EVENTS,
+        errors=_FIND,
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/stdout/raw",
+        summary="The exact bytes of stdout; takes Range",
+        handler=raw.stdout_raw,
+        query=("follow",),
+        response=raw.RAW,
+        errors=(*_FIND, problems.RangeNotSatisfiable),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/stderr/raw",
+        summary="The exact bytes of stderr; takes Range",
+        handler=raw.stderr_raw,
+        query=("follow",),
+        response=raw.RAW,
+        errors=(*_FIND, problems.RangeNotSatisfiable),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/output/raw",
+        summary="The exact bytes of both streams, in arrival order; takes Range",
+        handler=raw.output_raw,
+        query=("follow",),
+        response=raw.RAW,
+        errors=(*_FIND, problems.RangeNotSatisfiable),
+    ),
+    Route(
+        method="GET",
+        path=_ONE + "/output/frames",
+        summary="Both streams as MessagePack arrays of position, timestamp, stream and bytes",
+        handler=raw.output_frames,
+        query=("from", "follow"),
+        response=raw.FRAMES,
         errors=_FIND,
     ),
     Route(

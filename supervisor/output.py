@@ -195,33 +195,39 @@ class OutputLog:
     def offsets_of_tail(self, count: int, stream: Stream | None = None) -> Offsets:
         """Where the last `count` lines begin, of one stream or of both in the order of their ends.
 
-        An unterminated last line counts.
+        An unterminated last line counts, and ends last.
         """
-        if count <= 0:
-            return self.end_offsets
         streams = STREAMS if stream is None else (stream,)
-        found = self.start_offsets
         begins: dict[Stream, int] = {}
+        seen: set[Stream] = set()
         left = count
         for chunk in reversed(self._chunks):
-            if chunk.stream not in streams or chunk.stream in begins:
-                continue
-            end = len(chunk.data)
-            if chunk.offset + end == self.end_offsets.of(chunk.stream) and not chunk.data.endswith(
-                b"\n"
-            ):
-                left -= 1
-            while (newline := chunk.data.rfind(b"\n", 0, end)) >= 0:
-                if left <= 0:
-                    begins[chunk.stream] = chunk.offset + newline + 1
-                    break
-                left -= 1
-                end = newline
+            if chunk.stream in streams and chunk.stream not in seen:
+                seen.add(chunk.stream)
+                if not chunk.data.endswith(b"\n"):
+                    if left > 0:
+                        left -= 1
+                    else:
+                        begins[chunk.stream] = self.end_offsets.of(chunk.stream)
+            if len(seen) == len(streams):
+                break
+        for chunk in reversed(self._chunks):
             if len(begins) == len(streams):
                 break
+            if chunk.stream not in streams:
+                continue
+            newline = len(chunk.data)
+            while chunk.stream not in begins and (
+                (newline := chunk.data.rfind(b"\n", 0, newline)) >= 0
+            ):
+                if left > 0:
+                    left -= 1
+                else:
+                    begins[chunk.stream] = chunk.offset + newline + 1
+        start = self.start_offsets
         return Offsets(
-            begins.get("stdout", found.stdout if "stdout" in streams else 0),
-            begins.get("stderr", found.stderr if "stderr" in streams else 0),
+            begins.get("stdout", start.stdout if "stdout" in streams else 0),
+            begins.get("stderr", start.stderr if "stderr" in streams else 0),
         )
 
     def read_bytes(self, stream: Stream) -> bytes:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor import Gap, Line, LineReader, OutputLog, Stream
-
-from .test_output import _STREAMS
+from supervisor import Gap, Line, LineReader, Offsets, OutputLog, Stream
+from supervisor.output import BEGINNING, STREAMS
 
 
 def _reader(*writes: tuple[Stream, bytes], limit_bytes: int = 10**9) -> LineReader:
@@ -15,7 +14,7 @@ def _reader(*writes: tuple[Stream, bytes], limit_bytes: int = 10**9) -> LineRead
     for time, (stream, data) in enumerate(writes):
         log.append(stream, data, time)
     log.close()
-    return LineReader(log.cursor())
+    return LineReader(log)
 
 
 def _lines(*writes: tuple[Stream, bytes]) -> list[Line | Gap]:
@@ -36,9 +35,9 @@ def test_only_a_newline_ends_a_line() -> None:
 
 def test_a_character_cut_in_two_is_whole_and_a_broken_one_is_replaced() -> None:
     assert _lines(("stdout", b"\xc3"), ("stdout", b"\xa9\n\xff\xfe\n"), ("stdout", b"\xc3")) == [
-        Line("é", 1, "stdout"),
-        Line("\ufffd\ufffd", 1, "stdout"),
-        Line("\ufffd", 2, "stdout"),
+        Line("é", 1, "stdout", Offsets(3, 0)),
+        Line("\ufffd\ufffd", 1, "stdout", Offsets(6, 0)),
+        Line("\ufffd", 2, "stdout", Offsets(7, 0)),
     ]
 
 
@@ -49,15 +48,15 @@ def test_lines_come_in_the_order_of_their_ends() -> None:
         ("stdout", b"later\nlast"),
         ("stderr", b"!"),
     ) == [
-        Line("whole", 1, "stderr"),
-        Line("begun later", 2, "stdout"),
-        Line("last", 2, "stdout"),
-        Line("open!", 3, "stderr"),
+        Line("whole", 1, "stderr", Offsets(0, 6)),
+        Line("begun later", 2, "stdout", Offsets(12, 6)),
+        Line("last", 2, "stdout", Offsets(16, 6)),
+        Line("open!", 3, "stderr", Offsets(16, 11)),
     ]
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(_STREAMS), st.text("ab\r\né", min_size=1)), min_size=1),
+    st.lists(st.tuples(st.sampled_from(STREAMS), st.text("ab\r\né", min_size=1)), min_size=1),
     st.data(),
 )
 def test_lines_do_not_depend_on_where_the_bytes_were_cut(
@@ -71,7 +70,7 @@ def test_lines_do_not_depend_on_where_the_bytes_were_cut(
         cut = data.draw(st.integers(0, len(raw)))
         pieces += [(stream, part) for part in (raw[:cut], raw[cut:]) if part]
     lines = _lines(*pieces)
-    for stream in _STREAMS:
+    for stream in STREAMS:
         expected = whole[stream].split(b"\n")
         ended, last = expected[:-1], expected[-1]
         texts = [raw.removesuffix(b"\r").decode("utf-8", "replace") for raw in ended]
@@ -83,17 +82,96 @@ def test_lines_do_not_depend_on_where_the_bytes_were_cut(
 
 def test_a_gap_ends_what_was_open_and_is_told() -> None:
     log = OutputLog(100)
-    reader = LineReader(log.cursor())
+    reader = LineReader(log)
     log.append("stdout", b"x\nopen", 0)
-    assert reader.take(10**9) == [Line("x", 0, "stdout")]
+    assert reader.take(10**9) == [Line("x", 0, "stdout", Offsets(2, 0))]
     for time in range(1, 30):
         log.append("stdout", b"%09d\n" % time, time)
     open_line, gap, *rest = reader.take(10**9)
-    assert open_line == Line("open", 0, "stdout")
-    assert isinstance(gap, Gap)
-    assert gap.missing_bytes == log.start - 6
+    assert open_line == Line("open", 0, "stdout", Offsets(6, 0))
+    missing = log.start - 6
+    assert gap == Gap("stdout", missing, missing // 10, Offsets(log.start, 0))
     assert len(rest) * 10 == log.kept_bytes
-    assert rest[-1] == Line("000000029", 29, "stdout")
+    last = rest[-1]
+    assert isinstance(last, Line)
+    assert (last.text, last.resume) == ("000000029", log.end_offsets)
+
+
+_texts = st.lists(st.tuples(st.sampled_from(STREAMS), st.text("ab\né", min_size=1)), min_size=1)
+
+
+@given(_texts, st.data())
+def test_whoever_resumes_gets_each_line_once(
+    writes: list[tuple[Stream, str]], data: st.DataObject
+) -> None:
+    log = OutputLog(10**9)
+    for time, (stream, text) in enumerate(writes):
+        log.append(stream, text.encode(), time)
+    log.close()
+    everything = [*(reader := LineReader(log)).take(10**9), *reader.rest()]
+    read: list[Line | Gap] = []
+    resume = BEGINNING
+    # Reconnecting after any number of lines, until all are there.
+    while len(read) < len(everything):
+        reader = LineReader(log, resume=resume)
+        lines = [*reader.take(10**9), *reader.rest()]
+        count = data.draw(st.integers(1, len(lines)))
+        read += lines[:count]
+        resume = lines[count - 1].resume
+    assert read == everything
+    assert resume == log.end_offsets
+
+
+@given(_texts, st.integers(0, 12), st.sampled_from([None, *STREAMS]))
+def test_a_tail_is_the_last_lines(
+    writes: list[tuple[Stream, str]], count: int, stream: Stream | None
+) -> None:
+    log = OutputLog(10**9)
+    for time, (name, text) in enumerate(writes):
+        log.append(name, text.encode(), time)
+    log.close()
+    everything = [*(reader := LineReader(log, stream=stream)).take(10**9), *reader.rest()]
+    resume = log.offsets_of_tail(count, stream)
+    tail = [*(reader := LineReader(log, stream=stream, resume=resume)).take(10**9), *reader.rest()]
+    wanted = everything[max(0, len(everything) - count) :]
+    assert _texts_of(tail) == _texts_of(wanted)
+
+
+def _texts_of(items: list[Line | Gap]) -> list[str]:
+    return [item.text for item in items if isinstance(item, Line)]
+
+
+@given(st.text("aé€😀", min_size=1, max_size=200), st.integers(4, 50), st.data())
+def test_a_long_line_comes_in_parts_cut_between_characters(
+    text: str, size: int, data: st.DataObject
+) -> None:
+    raw = text.encode()
+    log = OutputLog(10**9)
+    left = raw
+    while left:
+        cut = data.draw(st.integers(1, len(left)))
+        log.append("stdout", left[:cut], 0)
+        left = left[cut:]
+    log.append("stdout", b"\nnext\n", 1)
+    log.close()
+    reader = LineReader(log, max_line_bytes=size)
+    *parts, last, following = reader.take(10**9)
+    assert isinstance(last, Line)
+    assert last.is_whole
+    assert isinstance(following, Line)
+    assert following.text == "next"
+    joined = last.text
+    for part in reversed(parts):
+        assert isinstance(part, Line)
+        assert not part.is_whole
+        assert len(part.text.encode()) <= size
+        joined = part.text + joined
+    assert joined == text
+    # And from any part on.
+    for part in parts:
+        rest = LineReader(log, resume=part.resume).take(10**9)[0]
+        assert isinstance(rest, Line)
+        assert raw.decode().endswith(rest.text)
 
 
 async def test_iterating_gives_the_same_as_taking() -> None:

@@ -233,7 +233,7 @@ class Checker:
         assert answer.headers["content-type"].partition(";")[0] == media_type
         if media_type == "application/json":
             validator(content["schema"]).validate(answer.json())
-        else:
+        elif media_type == "text/event-stream":
             events = parse_events(body)
             assert events
             for event in events:
@@ -275,6 +275,9 @@ async def test_the_answers_of_a_session_are_as_documented(daemon: Daemon) -> Non
     for stream in ("stdout", "stderr", "output"):
         await client.get(f"{one}/{stream}/follow")
         await client.get(f"{one}/{stream}")
+        await client.get(f"{one}/{stream}/raw")
+    await client.get(f"{one}/output/frames")
+    await client.get(f"{one}/stdout/raw", headers={"range": "bytes=1000-"})
     await client.delete(one)
     await client.get(one)
     await client.get("/processes/nobody")
@@ -311,6 +314,7 @@ async def test_the_answers_of_a_session_are_as_documented(daemon: Daemon) -> Non
         409,
         413,
         415,
+        416,
         422,
     }
 

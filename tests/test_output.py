@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from supervisor import Chunk, OutputLog, Stream
+from supervisor.output import STREAMS
 
-_STREAMS: tuple[Stream, Stream] = ("stdout", "stderr")
-_writes = st.lists(st.tuples(st.sampled_from(_STREAMS), st.binary(min_size=1, max_size=40)))
+_writes = st.lists(st.tuples(st.sampled_from(STREAMS), st.binary(min_size=1, max_size=40)))
 
 
 def _log(writes: list[tuple[Stream, bytes]], limit_bytes: int = 10**9) -> OutputLog:
@@ -20,7 +20,7 @@ def _log(writes: list[tuple[Stream, bytes]], limit_bytes: int = 10**9) -> Output
     return log
 
 
-@given(_writes, st.integers(1, 100), st.sampled_from([None, *_STREAMS]), st.integers(0, 500))
+@given(_writes, st.integers(1, 100), st.sampled_from([None, *STREAMS]), st.integers(0, 500))
 def test_a_cursor_reads_every_byte_from_its_position_once(
     writes: list[tuple[Stream, bytes]], batch: int, stream: Stream | None, position: int
 ) -> None:
@@ -33,11 +33,12 @@ def test_a_cursor_reads_every_byte_from_its_position_once(
         before = cursor.position
         for chunk in cursor.take(batch):
             assert chunk.data
+            own = [byte for s, byte in everything[: chunk.position] if s == chunk.stream]
+            assert (chunk.offset, chunk.newlines) == (len(own), own.count(10))
             assert everything[chunk.position : chunk.end] == [(chunk.stream, b) for b in chunk.data]
             read += [(chunk.stream, b) for b in chunk.data]
         assert cursor.position > before
     assert read == [e for e in everything[position:] if stream in (None, e[0])]
-    assert cursor.missed_bytes == 0
 
 
 @given(_writes, st.integers(1, 200), st.lists(st.integers(0, 60), max_size=5))
@@ -47,7 +48,8 @@ def test_past_the_limit_the_oldest_go_and_readers_know(
     log = OutputLog(limit)
     cursor = log.cursor()
     everything = b""
-    read = b""
+    read: list[bytes] = []
+    position = missed = 0
     for index, (stream, data) in enumerate(writes):
         log.append(stream, data, index)
         everything += data
@@ -56,12 +58,31 @@ def test_past_the_limit_the_oldest_go_and_readers_know(
         assert log.start + log.kept_bytes == log.end == len(everything)
         assert b"".join(c.data for c in log.cursor().take(10**9)) == everything[log.start :]
         if index in reads:
-            for chunk in cursor.take(10**9):
+            taken = cursor.take(10**9)
+            if taken:
+                missed += taken[0].position - position
+                position = taken[-1].end
+            read += [chunk.data for chunk in taken]
+            for chunk in taken:
                 assert everything[chunk.position : chunk.end] == chunk.data
-                read += chunk.data
-    read += b"".join(chunk.data for chunk in cursor.take(10**9))
-    assert len(read) + cursor.missed_bytes == len(everything)
+    for chunk in cursor.take(10**9):
+        missed += chunk.position - position
+        position = chunk.end
+        read.append(chunk.data)
+    assert len(b"".join(read)) + missed == len(everything)
     assert log.dropped_bytes == log.start
+
+
+@given(_writes, st.sampled_from(STREAMS), st.integers(0, 300))
+def test_a_position_leaves_nothing_of_a_stream_out(
+    writes: list[tuple[Stream, bytes]], stream: Stream, offset: int
+) -> None:
+    log = _log(writes)
+    offset = min(offset, log.end_offsets.of(stream))
+    position = log.position_of(stream, offset)
+    read = b"".join(c.data for c in log.cursor(position, stream=stream).take(10**9))
+    own = b"".join(data for s, data in writes if s == stream)
+    assert read.endswith(own[offset:])
 
 
 async def test_a_waiting_reader_wakes_for_output_and_for_the_end() -> None:
@@ -78,10 +99,13 @@ async def test_a_waiting_reader_wakes_for_output_and_for_the_end() -> None:
         assert read == []
         log.append("stdout", b"a", 5)
         await wait_all_tasks_blocked()
-        assert read == [Chunk(0, 5, "stdout", b"a")]
+        assert read == [Chunk(0, 5, "stdout", b"a", 0, 0)]
         log.append("stderr", b"bc", 6)
         log.close()
-    assert read == [Chunk(0, 5, "stdout", b"a"), Chunk(1, 6, "stderr", b"bc")]
+    assert read == [
+        Chunk(0, 5, "stdout", b"a", 0, 0),
+        Chunk(1, 6, "stderr", b"bc", 0, 0),
+    ]
 
 
 async def test_a_reader_of_one_stream_ends_although_the_other_has_more() -> None:

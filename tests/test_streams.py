@@ -255,7 +255,9 @@ class TestOverTheLimit:
             gap, first, *lines, eof = await connection.events("GET", path + "/follow")
             assert (gap.name, eof) == ("gap", Event("eof", {}))
             snapshot = await connection.json("GET", path)
+        assert gap.data["stream"] == "stdout"
         assert gap.data["missing_bytes"] == snapshot["missing_bytes"] > 400_000
+        assert gap.data["missing_lines"] == snapshot["missing_lines"] > 70_000
         assert [first.data["line"], *(line.data["line"] for line in lines)] == snapshot["lines"]
         assert snapshot["lines"][-1] == "100000"
         assert snapshot["line_count"] == len(snapshot["lines"])
