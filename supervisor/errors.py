@@ -139,6 +139,15 @@ class ArgumentListTooLong(LaunchError):
     code = "ARGUMENT_LIST_TOO_LONG"
 
 
+class KilledBeforeExec(LaunchError):
+    """The launcher was killed before it could execute the command.
+
+    By somebody, or by the kernel for memory, where a limit leaves no room even for that.
+    """
+
+    code = "KILLED_BEFORE_EXEC"
+
+
 class OutOfResources(LaunchError):
     """The system has run short of something. Nothing was started: trying again is safe."""
 

@@ -26,6 +26,7 @@ from .errors import (
     CommandIsDirectory,
     CommandNotFound,
     InterpreterNotFound,
+    KilledBeforeExec,
     LaunchError,
     LimitNotPermitted,
     NotExecutable,
@@ -129,6 +130,11 @@ class Launcher:
             if failure is not None:
                 cause = OSError(failure.errno, os.strerror(failure.errno))
                 raise _launch_error(failure, spec) from cause
+            if _has_launchers_name(self._process.pid, spec.command):
+                raise KilledBeforeExec(
+                    f"{spec.command!r} was not executed: the launcher was killed before, by "
+                    "somebody or by the kernel (is a limit of memory too low?)"
+                )
             return Leader(self._process)
         except BaseException as error:
             # Not reaped, hence still the number of this very group.
@@ -148,6 +154,16 @@ class Launcher:
         self._connection.close()
         with trio.CancelScope(shield=True):
             await self._process.wait()
+
+
+def _has_launchers_name(pid: int, command: str) -> bool:
+    """Whether a process whose answer has ended still is the launcher: one that was killed."""
+    with open(f"/proc/{pid}/comm", "rb") as file:
+        name = file.read().rstrip(b"\n")
+    # The kernel cuts names to 15 bytes (PR_SET_NAME in prctl(2)).
+    if name != os.fsencode(os.path.basename(_LAUNCHER))[:15]:
+        return False
+    return os.fsencode(os.path.basename(command))[:15] != name
 
 
 async def spawn(

@@ -30,11 +30,11 @@ from msgspec import Struct
 from .accounts import Account
 from .capture import Capture
 from .cgroups import CgroupUnit, Leaf
-from .errors import ArgumentListTooLong
+from .errors import KilledBeforeExec
 from .host import Host
 from .launch import Leader, orders_for
 from .oom import KernelLog
-from .prepared import prepare
+from .prepared import PreparedLaunch, prepare
 from .process import Process
 from .record import End, ExitStatus
 from .session import SessionUnit
@@ -129,25 +129,37 @@ async def _launch(
     spec: ProcessSpec, circumstances: Circumstances, host: Host, ours: ExitStack
 ) -> tuple[Leader, Capture, Stdin | None, Leaf | None]:
     """The leader that executes the command, and our side of its pipes; all of it owned by `ours`."""
-    prepared = host.take_parked(circumstances.limits)
-    try:
-        orders = orders_for(
+
+    def orders(*, null_unused_pipes: bool) -> bytes:
+        return orders_for(
             spec,
             account=circumstances.account,
             environment=circumstances.environment,
             limits=circumstances.limits,
-            null_unused_pipes=prepared is not None,
+            null_unused_pipes=null_unused_pipes,
         )
-    except ArgumentListTooLong:
-        if prepared is not None:
-            await prepared.dismiss()
-        raise
-    if prepared is None:
-        prepared = await prepare(spec, host.take_leaf(circumstances.limits), orders)
-    ours.enter_context(prepared.resources)
-    stdin = prepared.fit(spec)
-    leader = ours.enter_context(await prepared.launcher.carry_out(orders, spec))
-    return leader, prepared.capture, stdin, prepared.leaf
+
+    async def give(
+        prepared: PreparedLaunch, orders: bytes
+    ) -> tuple[Leader, Capture, Stdin | None, Leaf | None]:
+        with ExitStack() as stack:
+            stack.enter_context(prepared.resources)
+            stdin = prepared.fit(spec)
+            leader = stack.enter_context(await prepared.launcher.carry_out(orders, spec))
+            ours.enter_context(stack.pop_all())
+            return leader, prepared.capture, stdin, prepared.leaf
+
+    if host.parking.has_some:
+        # Encoded first: if that fails, no parked launcher is lost to it.
+        for_parked = orders(null_unused_pipes=True)
+        if (parked := host.take_parked(circumstances.limits)) is not None:
+            try:
+                return await give(parked, for_parked)
+            except KilledBeforeExec:
+                pass  # While it was waiting, so it says nothing of this process.
+    for_this = orders(null_unused_pipes=False)
+    fresh = host.take_leaf(circumstances.limits)
+    return await give(await prepare(spec, fresh, for_this), for_this)
 
 
 async def _run(

@@ -130,6 +130,11 @@ class Parking:
         self._directory: tuple[int, int] | None = None
         self._refill = trio.lowlevel.ParkingLot()
 
+    @property
+    def has_some(self) -> bool:
+        """Whether any is parked."""
+        return bool(self._parked)
+
     def take(self, limits: CgroupLimits) -> PreparedLaunch | None:
         """One that waits for orders, with these limits; None if there is none.
 

@@ -215,3 +215,21 @@ async def test_no_signal_is_ignored_or_blocked_at_birth(supervisor: Supervisor) 
         ProcessSpec(command="grep", args=("-E", "^Sig(Blk|Ign)", "/proc/self/status"))
     )
     assert {line.split()[1] for line in result.stdout.splitlines()} == {b"0" * 16}
+
+
+async def test_a_launcher_that_is_killed_before_exec_is_no_start(supervisor: Supervisor) -> None:
+    # A limit that leaves no room even for the launcher.
+    for command in ("true", "/no/such/command"):
+        spec = ProcessSpec(command=command, limits=creche.Limits(memory_bytes=4096))
+        error = await _failure(supervisor, spec)
+        assert type(error) is creche.KilledBeforeExec
+
+
+async def test_a_program_may_have_the_launchers_name(
+    supervisor: Supervisor, somewhere: Path
+) -> None:
+    program = somewhere / f"launcher-{os.uname().machine}"
+    program.write_text("#!/bin/sh\necho mine\n")
+    program.chmod(0o755)
+    for _ in range(20):
+        assert (await supervisor.run(ProcessSpec(command=str(program)))).stdout == b"mine\n"

@@ -69,7 +69,7 @@ enum { EPERM = 1, ENOENT = 2, EINTR = 4, EBADF = 9, EACCES = 13, ENOTDIR = 20, E
        ENAMETOOLONG = 36, EBADMSG = 74, EMSGSIZE = 90 };
 enum { O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, AT_FDCWD = -100, F_SETFD = 2, FD_CLOEXEC = 1 };
 enum { CLOSE_RANGE_CLOEXEC = 4, PROT_READ_WRITE = 3, MAP_PRIVATE_ANONYMOUS = 0x22, TIOCSCTTY = 0x540E };
-enum { SIGKILL = 9, SIGPIPE = 13, SIGSTOP = 19, SIGNALS_END = 65, SIG_SETMASK = 2, PR_SET_NO_NEW_PRIVS = 38 };
+enum { SIGKILL = 9, SIGPIPE = 13, SIGSTOP = 19, SIGNALS_END = 65, SIG_SETMASK = 2, PR_SET_NO_NEW_PRIVS = 38, PR_SET_NAME = 15 };
 enum { STATX_TYPE = 1, S_IFMT = 0170000, S_IFDIR = 0040000, PATH_MAX = 4096, CAPABILITY_VERSION_3 = 0x20080522 };
 
 struct action { uintptr_t handler, flags, restorer; uint64_t mask; }; /* all zero is SIG_DFL, and a handler of 1 SIG_IGN */
@@ -118,6 +118,7 @@ static inline long sys_capset(const void *header, const struct capabilities *set
     return call(SYS_capset, (long)header, (long)sets, 0, 0, 0);
 }
 static inline long sys_set_no_new_privs(void) { return call(SYS_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); }
+static inline long sys_set_name(const char *name) { return call(SYS_prctl, PR_SET_NAME, (long)name, 0, 0, 0); }
 static inline long sys_chdir(const char *path) { return call(SYS_chdir, (long)path, 0, 0, 0, 0); }
 static inline long sys_stat_type(const char *path, struct statx *into)
 {

@@ -5,8 +5,9 @@
  * The guarantee. Either the command runs, with every order carried out, or it never runs at all, and the answer says which
  * order failed and why. No order is skipped, and none gives way to something weaker.
  *
- *  - End of file on ANSWER_FD without a byte: exec has happened. (Or the launcher was killed, or the kernel killed the process
- *    in exec, as it does when a limit leaves no room for the program. In either case the exit status is a signal's.)
+ *  - End of file on ANSWER_FD without a byte: exec has happened. (Or the kernel killed the process in exec, as it does when a
+ *    limit leaves no room for the program; the exit status then is a signal's.) Unless the process still has the launcher's
+ *    name: then the launcher was killed before. It takes the name "creche/exec", which no file can have, right before exec.
  *  - Eight bytes on ANSWER_FD: {u32 stage, i32 errno}, written at once. The launcher then exits: 127 when there is no such
  *    command, 126 when it cannot be executed, 125 for all other stages.
  *  - Exit 0, without an answer: ORDERS_FD ended before the first byte. Whoever was to give orders gave up, or is dead. So
@@ -315,6 +316,7 @@ static _Noreturn void execute(const struct program *program)
 {
     char candidate[PATH_MAX];
     long remembered = ENOENT;
+    sys_set_name("creche/exec");
     const char *c = program->command;
     while (*c && *c != '/')
         c++;
