@@ -189,7 +189,7 @@ def answer(error: Exception) -> Answer:
     if status == 503:
         headers.append(("retry-after", "1"))
     body = ErrorBody(str(error), error.code, error.field)
-    return Answer(status, headers, _encoder.encode(body))
+    return Answer(status, headers, _encoder.encode(body) + b"\n")
 
 
 def _from_framework(error: HTTPException) -> Exception:

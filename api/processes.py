@@ -153,7 +153,7 @@ def _lines_up_to(limit: int, items: Iterator[Line | Gap]) -> Iterator[Line | Gap
 
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:
     """An answer with a struct as JSON."""
-    return Response(_encoder.encode(body), status, content_type="application/json")
+    return Response(_encoder.encode(body) + b"\n", status, content_type="application/json")
 
 
 def no_content() -> Response:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from supervisor import open_supervisor
+from supervisor import Supervisor, open_supervisor
 
 from .app import create_app
 from .logs import configure_logging
@@ -46,6 +46,7 @@ async def serve(
             async with trio.open_nursery() as nursery:
                 addresses = await nursery.start(server.serve)
                 _logger.info("serving", extra={"addresses": addresses, "version": VERSION})
+                _warn_of_missing_cgroups(supervisor)
                 task_status.started(addresses)
                 await anext(signals)
                 _logger.info("stopping", extra={"running": supervisor.running})
@@ -56,6 +57,17 @@ async def serve(
                 await supervisor.stop(grace_seconds=0)
                 server.stop()
     _logger.info("stopped")
+
+
+def _warn_of_missing_cgroups(supervisor: Supervisor) -> None:
+    reason = supervisor.capabilities.no_cgroups_because
+    if reason is not None:
+        _logger.warning(
+            "no cgroups: trees are found by session, ancestry and environment, and limits of "
+            "memory, cpu, pids and io are refused; run as root, or in a delegated cgroup "
+            "(systemd: Delegate=yes)",
+            extra={"reason": reason},
+        )
 
 
 async def _cut_short(signals: AsyncIterator[int], grace: trio.CancelScope) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from contextlib import ExitStack, suppress
 
@@ -96,6 +97,8 @@ class Server:
                 stack.enter_context(sock)
                 sock.listen(self._config.backlog)
                 listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(sock)))
+            if (path := self._socket_path) is not None:
+                stack.callback(_remove, path, os.stat(path).st_ino)
             async with trio.open_nursery() as nursery:
                 async with trio.open_nursery() as connections:
                     with self._accepting:
@@ -107,14 +110,18 @@ class Server:
                     nursery.start_soon(self._close_stragglers)
                 nursery.cancel_scope.cancel()
 
+    @property
+    def _socket_path(self) -> str | None:
+        (bind,) = self._config.bind
+        return bind.removeprefix("unix:") if bind.startswith("unix:") else None
+
     def _refuse_living_socket(self) -> None:
         """Raise OSError if somebody serves on our path: hypercorn would take it over."""
-        (bind,) = self._config.bind
-        if not bind.startswith("unix:"):
+        if (path := self._socket_path) is None:
             return
         with socket.socket(socket.AF_UNIX) as other, suppress(ConnectionError, FileNotFoundError):
-            other.connect(bind.removeprefix("unix:"))
-            raise OSError(errno.EADDRINUSE, "Address already in use", bind)
+            other.connect(path)
+            raise OSError(errno.EADDRINUSE, "Address already in use", path)
 
     def stop(self) -> None:
         """Accept no more connections, and end those that are open."""
@@ -143,6 +150,13 @@ class Server:
             scope.cancel()
             # Ends the writes, which hypercorn shields from cancellation.
             await trio.aclose_forcefully(stream)
+
+
+def _remove(path: str, inode: int) -> None:
+    """Remove our Unix socket, unless somebody else's is there by now."""
+    with suppress(FileNotFoundError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
 
 
 def _address(listener: trio.SocketListener) -> str:

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -89,6 +90,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         epilog="Each option has an environment variable: --token-file is CRECHE_TOKEN_FILE.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"creche {version('creche')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
 

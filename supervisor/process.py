@@ -182,7 +182,9 @@ class Process:
         resume: Offsets = BEGINNING,
         max_line_bytes: int | None = None,
     ) -> LineReader:
-        """Read the output as lines: an async iterator of lines and gaps, live until the end.
+        """Read the output as lines: an async iterator, live until the end.
+
+        Yields a `Line`, or a `Gap` where the log's limit has cost bytes.
 
         Args: see `LineReader`.
         """
@@ -192,6 +194,7 @@ class Process:
         """Wait for the end and return the final record.
 
         Afterwards the output is complete, and nothing of the process is alive.
+        Cancelling the wait leaves the process as it is.
         """
         await self._ended.wait()
         return self.record
@@ -223,7 +226,7 @@ class Process:
             await self._outlived.wait()
         return killed
 
-    async def stop(self, grace_seconds: float) -> None:
+    async def stop(self, grace_seconds: float = 5.0) -> None:
         """SIGTERM the group, and SIGKILL what is left after the end, or after `grace_seconds`.
 
         If cancelled, the process may still be running.

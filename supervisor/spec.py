@@ -25,7 +25,7 @@ class User(Struct, frozen=True, kw_only=True):
     gid: AccountId | None = None
 
 
-class Limits(Struct, frozen=True, kw_only=True):
+class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a process may use; None is no limit of its own.
 
     The first group is of the whole unit and needs cgroups; the second is of
@@ -72,9 +72,12 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
       args: arguments after the command's own name.
       env: variables that are added to the supervisor's base environment.
       working_dir: directory to start in; the supervisor's own when None.
-      user: account name, uid, `uid:gid` or `User`; the supervisor's default when None.
+      user: account name, `"1000"`, `"1000:1000"` or `User`; the supervisor's
+        default when None.
       stdin_mode: `closed` reads end-of-file at once, `pipe` is fed by `write_stdin`.
-      stdout_mode: `capture` into the process's output log, or `discard`.
+      stdout_mode: `capture` into the process's output log, or `discard`. The
+        log takes everything at once: a slow reader does not slow the process,
+        but may find that the log's limit has cost the oldest bytes.
       stderr_mode: the same for stderr.
       limits: what it may use, over the supervisor's defaults.
       descendants: what happens to those that are alive when the leader exits:

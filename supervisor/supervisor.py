@@ -8,13 +8,14 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import trio
 from msgspec import Struct
 
 from .accounts import Account, Accounts
-from .errors import SpecError, SupervisorClosed
+from .errors import SpecError, StdinNotWritable, SupervisorClosed
 from .host import Capabilities, Host
 from .life import Circumstances, live
 from .output import OutputLog
@@ -22,7 +23,7 @@ from .process import Process
 from .record import RunResult
 from .registry import Registry, Retention
 from .session import MARK_NAME
-from .spec import Limits, ProcessSpec, User
+from .spec import Limits, ProcessSpec, StdinMode, User
 
 _logger = logging.getLogger(__name__)
 
@@ -122,19 +123,30 @@ class Supervisor:
             self._host.start_is_over()
         return process
 
-    async def run(self, spec: ProcessSpec, *, timeout: float | None = None) -> RunResult:
+    async def run(
+        self, spec: ProcessSpec, *, input: bytes | None = None, timeout: float | None = None
+    ) -> RunResult:
         """Start a process, wait for its end and return its outputs.
 
         Args:
-          spec: what to start.
+          spec: what to start. Nobody else can feed its stdin, so that is a
+            pipe if there is an `input`, and closed otherwise.
+          input: what it is to read, before the end of its stdin. What it does
+            not read is no error.
           timeout: seconds after which its whole tree is killed; None for never.
 
         If this is cancelled, the whole tree is killed before it returns.
 
         Raises: as `start`.
         """
+        stdin_mode: StdinMode = "closed" if input is None else "pipe"
+        spec = msgspec.structs.replace(spec, stdin_mode=stdin_mode)
         process = await self.start(spec, timeout=timeout)
         try:
+            if input is not None:
+                with suppress(StdinNotWritable):
+                    await process.write_stdin(input)
+                    await process.close_stdin()
             record = await process.wait()
         except trio.Cancelled:
             with trio.CancelScope(shield=True):

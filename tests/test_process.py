@@ -412,6 +412,17 @@ async def test_writing_to_who_closed_its_stdin_is_refused(supervisor: Supervisor
     assert process.status == "running"
 
 
+async def test_a_run_may_be_given_its_input(supervisor: Supervisor) -> None:
+    data = bytes(range(256)) * 4000
+    result = await supervisor.run(ProcessSpec(command="cat"), input=data)
+    assert result.stdout == data
+    # Nobody could feed it, so it does not wait.
+    result = await supervisor.run(ProcessSpec(command="cat", stdin_mode="pipe"))
+    assert (result.exit_code, result.stdout) == (0, b"")
+    # Nor is it an error to leave something unread.
+    assert (await supervisor.run(sh("exit 3"), input=data)).exit_code == 3
+
+
 async def test_concurrent_writes_follow_each_other_whole(supervisor: Supervisor) -> None:
     process = await supervisor.start(ProcessSpec(command="cat", stdin_mode="pipe"))
     async with trio.open_nursery() as nursery:

@@ -380,7 +380,7 @@ async def test_stdin_that_is_not_read_holds_up_only_its_own_request(daemon: Daem
 
         async def receive() -> None:
             answer = b""
-            while not answer.endswith(b"}"):
+            while not answer.endswith(b"}\n"):
                 answer += await connection.stream.receive_some(65536)
             answers.append(answer)
 
