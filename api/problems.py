@@ -150,7 +150,7 @@ STATUS: dict[ClientError, int] = {
     supervisor.UserNotPermitted: 403,
     supervisor.ArgumentListTooLong: 400,
     supervisor.LaunchError: 500,
-    supervisor.KilledBeforeExec: 500,
+    supervisor.KilledBeforeExec: 400,
     supervisor.OutOfProcesses: 503,
     supervisor.OutOfDescriptors: 503,
     supervisor.OutOfMemory: 503,
