@@ -406,11 +406,15 @@ async def test_a_full_pipe_holds_up_its_writer_alone(supervisor: Supervisor) -> 
 async def test_writing_to_who_closed_its_stdin_is_refused(supervisor: Supervisor) -> None:
     process = await supervisor.start(sh("exec <&-; echo closed; sleep 1000", stdin_mode="pipe"))
     assert await first_line(process) == "closed"
-    # A launcher that is being spawned just now has a copy of the other end
-    # for a moment, between fork and exec: then a byte is still taken.
-    with trio.fail_after(PATIENCE_SECONDS), pytest.raises(StdinNotWritable):
+
+    async def write_on() -> None:
+        # A launcher that is being spawned just now has a copy of the other end
+        # for a moment, between fork and exec: then a byte is still taken.
         while True:
             await process.write_stdin(b"x")
+
+    with trio.fail_after(PATIENCE_SECONDS), pytest.raises(StdinNotWritable):
+        await write_on()
     assert not process.stdin_writable
     assert process.status == "running"
 
