@@ -28,6 +28,7 @@ BENCHMARKS = {
             _start("creche, another user", "creche", *_ANOTHER),
             _start("creche, a cgroup", "creche", "--cgroups"),
             _start("creche, another user and a cgroup", "creche", *_ANOTHER, "--cgroups"),
+            _start("creche, neither, parked launchers", "creche", *_PARKED),
             _start("creche, both, parked launchers", "creche", *_ANOTHER, "--cgroups", *_PARKED),
             _start("trio.lowlevel.open_process, neither", "trio"),
             _start("subprocess.Popen, neither", "popen"),
