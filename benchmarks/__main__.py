@@ -3,76 +3,135 @@
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-from importlib.metadata import version
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import msgspec
 
-from .contest import Contender, compete, table
+from . import embedded, http, peers, plots
+from .daemons import ByUrl
+from .machine import describe
+from .setting import Setting
+from .tables import Table
 
+Benchmark = Callable[[Setting], list[Table]]
 
-def _start(name: str, *options: str) -> Contender:
-    return Contender(name, ("benchmarks.starter", *options))
-
-
-_ANOTHER = ("--user", "nobody")
-_PARKED = ("--parked", "8")
-_LARGE = ("--ballast-mib", "300")
-
-BENCHMARKS = {
-    "start": (
-        "start of one process, embedded",
-        (
-            _start("creche, neither user nor cgroup", "creche"),
-            _start("creche, another user", "creche", *_ANOTHER),
-            _start("creche, a cgroup", "creche", "--cgroups"),
-            _start("creche, another user and a cgroup", "creche", *_ANOTHER, "--cgroups"),
-            _start("creche, neither, parked launchers", "creche", *_PARKED),
-            _start("creche, both, parked launchers", "creche", *_ANOTHER, "--cgroups", *_PARKED),
-            _start("trio.lowlevel.open_process, neither", "trio"),
-            _start("subprocess.Popen, neither", "popen"),
-            _start("subprocess.Popen, another user", "popen", *_ANOTHER),
-        ),
-    ),
-    "start-large": (
-        "start as another user, by a program of 300 MiB",
-        (
-            _start("creche, small program", "creche", *_ANOTHER, "--cgroups"),
-            _start("creche, 300 MiB", "creche", *_ANOTHER, "--cgroups", *_LARGE),
-            _start("subprocess.Popen, small program", "popen", *_ANOTHER),
-            _start("subprocess.Popen, 300 MiB", "popen", *_ANOTHER, *_LARGE),
-        ),
-    ),
+BENCHMARKS: Final[Mapping[str, Benchmark]] = {
+    "start": http.start,
+    "run": http.run,
+    "user": http.user,
+    "embedded": embedded.embedded,
+    "embedded-large": embedded.large,
+    "cpu": embedded.cpu,
 }
+
+ON_REQUEST: Final[Mapping[str, Benchmark]] = {
+    "quiet": http.quiet,
+    "embedded-quiet": embedded.quiet,
+}
+"""Those that must be named, since they take minutes or are not about time."""
 
 
 def main() -> None:
-    """Run what the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--rounds", type=int, default=500, help="of every contest (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write the results there")
+    """Do what the command line says."""
+    signal.signal(signal.SIGTERM, _leave)
+    if sys.argv[1:2] == ["install-peers"]:
+        _install_peers()
+        return
+    known = {**BENCHMARKS, **ON_REQUEST}
+    parser = _parser()
     options = parser.parse_args()
-    if unknown := set(options.names) - BENCHMARKS.keys():
+    if unknown := set(options.names) - known.keys():
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
-    machine = {
-        "processors": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "creche": version("creche"),
-        "trio": version("trio"),
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    everything = {}
+    if options.plots is not None and not plots.is_possible():
+        parser.error("plots need matplotlib: pip install '.[bench]'")
+    _raise_descriptor_limit()
+    setting = Setting(
+        sandbox_agent=peers.find_sandbox_agent(peers.directory_of(options.peers)),
+        others=tuple(options.peer),
+        scale=options.scale,
+    )
+    machine = describe(setting)
+    print("; ".join(f"{name} {value}" for name, value in machine.items()))
+    results: dict[str, list[Table]] = {}
     for name in options.names or BENCHMARKS:
-        title, contenders = BENCHMARKS[name]
-        results = compete(contenders, rounds=options.rounds, warm_up=options.rounds // 10)
-        everything[name] = results
-        print(f"\n{table(title, results)}", flush=True)
-    if options.json:
-        with open(options.json, "wb") as file:
-            file.write(msgspec.json.encode({"machine": machine, "results": everything}))
+        results[name] = known[name](setting)
+        for table in results[name]:
+            print(f"\n{table.markdown()}", flush=True)
+    if options.json is not None:
+        report: dict[str, Any] = {"machine": machine, "results": results}
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
+    if options.plots is not None:
+        plots.draw(results, options.plots)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure Creche against its peers, in turn, and print tables.",
+        epilog="`python -m benchmarks install-peers DIR` installs the peers there, with npm and pip.",
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"{', '.join(BENCHMARKS)}; only if named: {', '.join(ON_REQUEST)}",
+    )
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="of all rounds and durations; 0.2 for a first look (%(default)s)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="also draw them, as PNG")
+    parser.add_argument(
+        "--peers",
+        metavar="DIR",
+        help=f"where `install-peers` has put them [{peers.VARIABLE}]",
+    )
+    parser.add_argument(
+        "--peer",
+        type=_by_url,
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="another daemon that speaks our contract and runs already",
+    )
+    return parser
+
+
+def _by_url(text: str) -> ByUrl:
+    name, equals, url = text.partition("=")
+    if not (name and equals and url.startswith("http://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=http://HOST:PORT")
+    return ByUrl(name, url)
+
+
+def _install_peers() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks install-peers")
+    parser.add_argument("directory", type=Path)
+    peers.install(parser.parse_args(sys.argv[2:]).directory)
+
+
+def _raise_descriptor_limit() -> None:
+    """Thousands of live processes take several descriptors each, in every daemon alike."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(hard, 100_000)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (ValueError, PermissionError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _leave(*_: object) -> NoReturn:
+    """Unwinds, so that everything that was started is ended."""
+    sys.exit(143)
 
 
 if __name__ == "__main__":

@@ -1,100 +1,123 @@
-"""A contest: several contenders do the same thing in turn, so that a noisy machine disturbs all alike."""
+"""A contest: several contenders do the same thing in turn, so that a noisy machine disturbs all alike.
+
+Each round lets every contender do it a few times, in an order drawn anew. What
+counts is the ratio to the first contender within a round; the ratio that is
+reported is the median of those, and the spread is what half of all rounds gave.
+"""
 
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median, quantiles
 
 from msgspec import Struct
 
+from .tables import Cell, Table
+
 
 class Contender(Struct, frozen=True):
-    """One way to do it: a program that does it once for every line on stdin, and prints the seconds.
+    """One way to do it.
 
     Attributes:
       name: in the table.
-      arguments: of `python -m`.
+      turn: do it so many times, and return what each took, in seconds.
     """
 
     name: str
-    arguments: tuple[str, ...]
+    turn: Callable[[int], Sequence[float]]
 
 
 class Result(Struct, frozen=True):
-    """What one contender achieved, in microseconds.
+    """What one contender has achieved.
 
     Attributes:
       name: of the contender.
-      p50, p90, p99: over all rounds.
-      low, high: the smallest and largest median of five equal parts of the run.
-      ratio: of the median to that of the first contender.
+      rounds: what each single one took, in seconds, by rounds.
     """
 
     name: str
-    p50: float
-    p90: float
-    p99: float
+    rounds: tuple[tuple[float, ...], ...]
+
+    @property
+    def all(self) -> list[float]:
+        """Of all rounds."""
+        return [seconds for one in self.rounds for seconds in one]
+
+    @property
+    def medians(self) -> list[float]:
+        """Of each round."""
+        return [median(one) for one in self.rounds]
+
+
+class Spread(Struct, frozen=True):
+    """A figure that several rounds gave.
+
+    Attributes:
+      middle: the median.
+      low, high: the quartiles, between which half of the rounds lie.
+    """
+
+    middle: float
     low: float
     high: float
-    ratio: float
+
+    def text(self, format_: str = ",.0f") -> str:
+        """The quartiles."""
+        return f"{self.low:{format_}}-{self.high:{format_}}"
 
 
-def compete(contenders: Sequence[Contender], *, rounds: int, warm_up: int) -> list[Result]:
-    """Let every contender do it once per round, in an order drawn anew each round."""
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-m", *contender.arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for contender in contenders
-    ]
-    times: list[list[float]] = [[] for _ in contenders]
+def spread_of(values: Sequence[float]) -> Spread:
+    """The median and the quartiles."""
+    if len(values) == 1:
+        return Spread(values[0], values[0], values[0])
+    low, middle, high = quantiles(values, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+def compete(
+    contenders: Sequence[Contender], *, rounds: int, times: int = 1, warm_up: int = 1
+) -> list[Result]:
+    """Let every contender do it so many `times` in each round."""
+    taken: list[list[tuple[float, ...]]] = [[] for _ in contenders]
     order = list(range(len(contenders)))
-    try:
-        for round_number in range(warm_up + rounds):
-            random.shuffle(order)
-            for index in order:
-                program = programs[index]
-                assert program.stdin is not None
-                assert program.stdout is not None
-                program.stdin.write("\n")
-                program.stdin.flush()
-                seconds = float(program.stdout.readline())
-                if round_number >= warm_up:
-                    times[index].append(seconds * 1e6)
-    finally:
-        for program in programs:
-            program.communicate("")
-    base = median(times[0])
+    for round_number in range(warm_up + rounds):
+        random.shuffle(order)
+        for index in order:
+            seconds = tuple(contenders[index].turn(times))
+            if round_number >= warm_up:
+                taken[index].append(seconds)
     return [
-        _result(contender.name, microseconds, base)
-        for contender, microseconds in zip(contenders, times, strict=True)
+        Result(contender.name, tuple(one)) for contender, one in zip(contenders, taken, strict=True)
     ]
 
 
-def _result(name: str, microseconds: list[float], base: float) -> Result:
-    percentiles = quantiles(microseconds, n=100, method="inclusive")
-    part = max(1, len(microseconds) // 5)
-    parts = [median(microseconds[at : at + part]) for at in range(0, part * 5, part)]
-    p50 = median(microseconds)
-    return Result(name, p50, percentiles[89], percentiles[98], min(parts), max(parts), p50 / base)
+def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
+    """Of two contenders, round by round."""
+    return spread_of([value / other for value, other in zip(values, base, strict=True)])
 
 
-def table(title: str, results: Sequence[Result]) -> str:
-    """The results as a table of Markdown."""
-    rows = [
-        f"| {r.name} | {r.p50:.0f} | {r.low:.0f}-{r.high:.0f} | {r.p90:.0f} | {r.p99:.0f} | {r.ratio:.2f} |"
-        for r in results
-    ]
-    return "\n".join(
-        [
-            f"| {title} | p50 µs | spread | p90 | p99 | ratio |",
-            "|---|---|---|---|---|---|",
-            *rows,
-        ]
-    )
+COLUMNS = ("p50 µs", "spread", "p90", "p99", "to first", "spread ")
+
+
+def latencies(title: str, results: Sequence[Result], notes: Sequence[str] = ()) -> Table:
+    """The results as a table, in microseconds; ratios are to the first contender."""
+    first = results[0]
+    rows: list[tuple[Cell, ...]] = []
+    for result in results:
+        microseconds = [seconds * 1e6 for seconds in result.all]
+        percentiles = quantiles(microseconds, n=100, method="inclusive")
+        spread = spread_of([seconds * 1e6 for seconds in result.medians])
+        against = ratio(result.medians, first.medians)
+        rows.append(
+            (
+                result.name,
+                round(percentiles[49]),
+                spread.text(),
+                round(percentiles[89]),
+                round(percentiles[98]),
+                round(against.middle, 2),
+                against.text(".2f"),
+            )
+        )
+    return Table(title=title, columns=COLUMNS, rows=tuple(rows), notes=tuple(notes), plotted=(0,))

@@ -1,4 +1,4 @@
-"""A table of figures: printed as Markdown, written as JSON."""
+"""A table of figures: printed as Markdown, written as JSON, drawn as bars."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ class Table(Struct, frozen=True, kw_only=True):
       columns: the heads of the others, with units.
       rows: a name and one cell for each of `columns`.
       notes: what a reader must know, such as what the load generator can do.
+      plotted: which of `columns` are drawn, by their index; none for no plot.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    plotted: tuple[int, ...] = ()
 
     def markdown(self) -> str:
         """The table and its notes."""

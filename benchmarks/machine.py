@@ -1,0 +1,71 @@
+"""What the figures were taken on: the machine, its kernel, and the versions of everything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import load
+from .setting import Setting
+
+_PACKAGES = ("creche", "trio", "hypercorn", "quart", "quart-trio", "msgspec")
+
+
+def describe(setting: Setting) -> dict[str, str]:
+    """Names and values, in the order of their importance."""
+    described = {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{_memory_gib():.0f} GiB",
+        "kernel": platform.release(),
+        "cgroups": _cgroups(),
+        "user": "root" if os.geteuid() == 0 else "not root",
+        "python": platform.python_version(),
+    }
+    for package in _PACKAGES:
+        try:
+            described[package] = version(package)
+        except PackageNotFoundError:
+            described[package] = "not installed"
+    if commit := _commit():
+        described["commit"] = commit
+    if load.is_installed():
+        described["wrk"] = load.version()
+    if setting.sandbox_agent is not None:
+        said = subprocess.run(
+            [setting.sandbox_agent.program, "--version"], capture_output=True, text=True, check=True
+        )
+        described["sandbox-agent"] = said.stdout.split()[-1]
+    return described
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _cgroups() -> str:
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return "version 2"
+    mounts = Path("/proc/self/mounts").read_text()
+    return "hybrid" if " cgroup2 " in mounts else "version 1 or none"
+
+
+def _commit() -> str:
+    """Of the checkout that is measured; with a mark if it has been changed."""
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+        )
+    except FileNotFoundError:
+        return ""
+    return said.stdout.strip()
