@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from . import embedded, http, peers, plots
+from .budget import budget
 from .daemons import ByUrl
 from .machine import describe
 from .setting import Setting
@@ -30,6 +31,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
 }
 
 ON_REQUEST: Final[Mapping[str, Benchmark]] = {
+    "budget": budget,
     "quiet": http.quiet,
     "embedded-quiet": embedded.quiet,
 }

@@ -91,21 +91,32 @@ class Recipe(Protocol):
 
 
 class Creche(Struct, frozen=True):
-    """Ours, with its defaults but for `options`."""
+    """Ours, with its defaults but for what is said here.
+
+    Attributes:
+      name: in the tables.
+      options: of `creche serve`.
+      module: what is executed, with its arguments.
+      inherits: descriptors that it is given.
+      checkout: the directory of another version of it; None for this one.
+    """
 
     name: str = "creche"
     options: tuple[str, ...] = ()
+    module: tuple[str, ...] = ("api",)
+    inherits: tuple[int, ...] = ()
+    checkout: Path | None = None
 
     @contextmanager
     def open(self) -> Iterator[Daemon]:
         """Serve until the block is left."""
         port = _free_port()
         with tempfile.TemporaryDirectory(prefix="creche-benchmark-") as directory:
-            command = [sys.executable, "-m", "api", "serve", "--bind", f"127.0.0.1:{port}"]
-            if _has_state():
+            command = [sys.executable, "-m", *self.module, "serve"]
+            command += ["--bind", f"127.0.0.1:{port}", *self.options]
+            if _has_state(self.checkout):
                 command += ["--state-dir", f"{directory}/state"]
-            command += self.options
-            with _program(command, directory) as pid:
+            with _program(command, directory, self.inherits, self.checkout) as pid:
                 daemon = Daemon(self.name, CONTRACT, ("127.0.0.1", port), pid)
                 _wait_until_ready(daemon, directory)
                 yield daemon
@@ -181,10 +192,11 @@ def open_all(stack: ExitStack, recipes: Sequence[Recipe]) -> list[Daemon]:
 
 
 @cache
-def _has_state() -> bool:
+def _has_state(checkout: Path | None) -> bool:
     """Whether the daemon of this version keeps a state, which two daemons cannot share."""
     command = [sys.executable, "-m", "api", "serve", "--help"]
-    return "--state-dir" in subprocess.run(command, capture_output=True, text=True).stdout
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout)
+    return "--state-dir" in said.stdout
 
 
 def _free_port() -> int:
@@ -195,14 +207,25 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _program(command: Sequence[str], directory: str) -> Iterator[int]:
+def _program(
+    command: Sequence[str],
+    directory: str,
+    inherits: Sequence[int] = (),
+    working_directory: Path | None = None,
+) -> Iterator[int]:
     """A program for the length of the block; what it says is in `directory`/log. Yields its pid."""
     # Its home is a place of its own: nobody's settings, and nothing left behind.
     environment = os.environ | {"HOME": directory}
     with (
         open(f"{directory}/log", "wb") as log,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            pass_fds=inherits,
+            cwd=working_directory,
         ) as program,
     ):
         try:
