@@ -12,9 +12,11 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from . import embedded, http, peers, plots
-from .budget import budget
+from . import embedded, ends, http, peers, plots
+from .budget import budget, profile
 from .daemons import ByUrl
+from .finished import finished
+from .live import live
 from .machine import describe
 from .setting import Setting
 from .tables import Table
@@ -25,6 +27,10 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
     "start": http.start,
     "run": http.run,
     "user": http.user,
+    "follow": ends.follow,
+    "exit": ends.exit_,
+    "live": live,
+    "finished": finished,
     "embedded": embedded.embedded,
     "embedded-large": embedded.large,
     "cpu": embedded.cpu,
@@ -32,6 +38,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
 
 ON_REQUEST: Final[Mapping[str, Benchmark]] = {
     "budget": budget,
+    "profile": profile,
     "quiet": http.quiet,
     "embedded-quiet": embedded.quiet,
 }

@@ -51,6 +51,17 @@ class Subject:
         os.kill(self.daemon.pid, signal.SIGUSR1)
         return Counter(json.loads(self._counts.readline()))
 
+    def profile(self, times: int) -> list[tuple[str, int, float]]:
+        """Functions, with their calls and own seconds, while it does that."""
+        assert self.daemon.pid is not None
+        os.kill(self.daemon.pid, signal.SIGUSR2)
+        self.do(times)
+        self.daemon.settle()
+        os.kill(self.daemon.pid, signal.SIGUSR2)
+        return [
+            (name, calls, seconds) for name, calls, seconds in json.loads(self._counts.readline())
+        ]
+
 
 def budget(setting: Setting) -> list[Table]:
     """Per started process: over HTTP, run over HTTP, and embedded."""
@@ -71,6 +82,24 @@ def budget(setting: Setting) -> list[Table]:
         tables.append(
             _calls(names, [one.launchers for one in calls], times, "system calls of a launcher")
         )
+    return tables
+
+
+def profile(setting: Setting) -> list[Table]:
+    """The functions that take the most time; each call looks dearer than it is."""
+    times = setting.scaled(_TIMES, least=50)
+    tables = []
+    for open_ in (_start, _run, _embedded):
+        with open_() as subject:
+            subject.do(_WARM_UP)
+            subject.daemon.settle()
+            functions = subject.profile(times)
+            rows = [
+                (name, round(calls / times, 1), round(seconds / times * 1e6, 1))
+                for name, calls, seconds in functions
+            ]
+        columns = ("calls", "own µs")
+        tables.append(Table(title=f"{subject.name}, each", columns=columns, rows=tuple(rows)))
     return tables
 
 

@@ -75,6 +75,15 @@ def spread_of(values: Sequence[float]) -> Spread:
     return Spread(middle, low, high)
 
 
+def repeat(once: Callable[[], float]) -> Callable[[int], list[float]]:
+    """A turn of something that is done once, and returns its seconds."""
+
+    def turn(times: int) -> list[float]:
+        return [once() for _ in range(times)]
+
+    return turn
+
+
 def compete(
     contenders: Sequence[Contender], *, rounds: int, times: int = 1, warm_up: int = 1
 ) -> list[Result]:

@@ -1,22 +1,28 @@
-"""Runs one of our programs, and counts what Trio does in it.
+"""Runs one of our programs, and counts what Trio does in it, or what its functions take.
 
     python -m benchmarks.counted DESCRIPTOR MODULE [ARGUMENT...]
 
 At every SIGUSR1 the counts so far go to the descriptor, as a line of JSON.
+SIGUSR2 begins a profile of the main thread, and the next one ends it: then a
+line goes there too, a list of functions with their calls and own seconds.
 """
 
 from __future__ import annotations
 
+import cProfile
 import importlib
 import json
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from types import CodeType
 from typing import Any
 
 import trio
 from trio.lowlevel import Task
+
+_MOST_EXPENSIVE = 40
 
 
 class Counter(trio.abc.Instrument):
@@ -49,6 +55,36 @@ class Counter(trio.abc.Instrument):
         return counted
 
 
+class Profiler:
+    """A profile that signals begin and end."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._profile: cProfile.Profile | None = None
+
+    def toggle(self, *_: object) -> None:
+        """Begin, or end and report."""
+        if self._profile is None:
+            self._profile = cProfile.Profile()
+            self._profile.enable()
+            return
+        self._profile.disable()
+        entries = [
+            (_name(entry.code), entry.callcount, entry.inlinetime)
+            for entry in self._profile.getstats()
+        ]
+        self._profile = None
+        entries.sort(key=lambda entry: -entry[2])
+        os.write(self._descriptor, json.dumps(entries[:_MOST_EXPENSIVE]).encode() + b"\n")
+
+
+def _name(code: CodeType | str) -> str:
+    if isinstance(code, str):
+        return code
+    package = "/".join(code.co_filename.split("/")[-2:])
+    return f"{package}: {code.co_qualname}"
+
+
 def main() -> None:
     """Run the module that the command line names."""
     descriptor, module, *arguments = sys.argv[1:]
@@ -58,6 +94,7 @@ def main() -> None:
         os.write(int(descriptor), json.dumps(counter.counts).encode() + b"\n")
 
     signal.signal(signal.SIGUSR1, report)
+    signal.signal(signal.SIGUSR2, Profiler(int(descriptor)).toggle)
     run = trio.run
     trio.run = lambda *args, **options: run(*args, **options, instruments=[counter])
     setattr(trio.to_thread, "run_sync", counter.count_hops(trio.to_thread.run_sync))  # noqa: B010

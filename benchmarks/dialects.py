@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .wire import body_of, encode_request
 
-ENDED = frozenset({"exited", "signaled", "oom_killed"})
+_ENDED = frozenset({"exited", "signaled", "oom_killed"})
 
 
 class Dialect(Struct, frozen=True):
@@ -19,7 +19,8 @@ class Dialect(Struct, frozen=True):
       processes: the path of all processes; one of them is addressed below it.
       id_field: what of the answer to a start addresses the process.
       output: the path of its output as it comes, below that of the process.
-      output_ends: whether that answer ends with the process.
+      output_so_far: the path of its output up to now.
+      output_ends: whether the answer with the output as it comes ends with the process.
       health: a path that answers when the daemon is ready.
       switches_users: whether a start can name a user.
     """
@@ -27,6 +28,7 @@ class Dialect(Struct, frozen=True):
     processes: str
     id_field: str
     output: str
+    output_so_far: str
     output_ends: bool
     health: str
     switches_users: bool
@@ -51,9 +53,17 @@ class Dialect(Struct, frozen=True):
         """The request for the output of one process, from its beginning and live."""
         return encode_request("GET", f"{self.processes}/{identity}/{self.output}")
 
+    def read_output(self, identity: str) -> bytes:
+        """The request for the output of one process up to now."""
+        return encode_request("GET", f"{self.processes}/{identity}/{self.output_so_far}")
+
     def identity(self, started: bytes) -> str:
         """What addresses the process, from the answer to its start."""
         return str(json.loads(body_of(started))[self.id_field])
+
+    def has_ended(self, gotten: bytes) -> bool:
+        """Whether the process has, from the answer to a `get`."""
+        return json.loads(body_of(gotten))["status"] in _ENDED
 
 
 def _body(command: Sequence[str], user: str | None) -> dict[str, object]:
@@ -67,6 +77,7 @@ CONTRACT = Dialect(
     processes="/api/v1/processes",
     id_field="pid",
     output="output/follow",
+    output_so_far="output",
     output_ends=True,
     health="/api/v1/health",
     switches_users=True,
@@ -77,6 +88,7 @@ SANDBOX_AGENT = Dialect(
     processes="/v1/processes",
     id_field="id",
     output="logs?follow=true",
+    output_so_far="logs",
     output_ends=False,
     health="/v1/health",
     switches_users=False,

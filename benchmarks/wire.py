@@ -12,6 +12,7 @@ from types import TracebackType
 Address = tuple[str, int]
 
 _PATIENCE_SECONDS = 30
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 class HttpError(Exception):
@@ -58,11 +59,19 @@ class Client:
         Raises:
           HttpError: the status is no success, or the connection ended early.
         """
-        return self.exchange_until(request, _is_whole)
+        self.send(request)
+        return self.receive()
 
-    def exchange_until(self, request: bytes, is_enough: Callable[[bytes], bool]) -> bytes:
-        """The same, up to where `is_enough` says; what follows is left in the connection."""
+    def send(self, request: bytes) -> None:
+        """Send a request whose answer will be received."""
         self._socket.sendall(request)
+
+    def receive(self, is_enough: Callable[[bytes], bool] | None = None) -> bytes:
+        """The whole answer, or as much as `is_enough`; what follows is left in the connection.
+
+        Raises: as `exchange`.
+        """
+        is_enough = is_enough or _is_whole
         answer = self._receive(65536)
         if not is_enough(answer):
             pieces = bytearray(answer)
@@ -72,6 +81,12 @@ class Client:
         if answer[9:10] != b"2":
             raise HttpError(answer[:500].decode(errors="replace"))
         return answer
+
+    def receive_rest(self) -> None:
+        """What is left of an answer in chunks."""
+        last = b""
+        while not last.endswith(_LAST_CHUNK):
+            last = last[-len(_LAST_CHUNK) :] + self._receive(65536)
 
     def _receive(self, size: int) -> bytes:
         try:
@@ -117,5 +132,5 @@ def _is_whole(answer: bytes) -> bool:
     if at >= 0:
         return len(answer) >= end + 4 + int(head[at + 17 :].split(b"\r\n", 1)[0])
     if b"\r\ntransfer-encoding: chunked" in head:
-        return answer.endswith(b"0\r\n\r\n")
+        return answer.endswith(_LAST_CHUNK)
     return True
