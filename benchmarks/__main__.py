@@ -59,8 +59,10 @@ def main() -> None:
     if options.plots is not None and not plots.is_possible():
         parser.error("plots need matplotlib: pip install '.[bench]'")
     _raise_descriptor_limit()
+    directory = peers.directory_of(options.peers)
     setting = Setting(
-        sandbox_agent=peers.find_sandbox_agent(peers.directory_of(options.peers)),
+        sandbox_agent=peers.find_sandbox_agent(directory),
+        foreign=peers.find_foreign(directory),
         others=tuple(options.peer),
         scale=options.scale,
     )

@@ -1,8 +1,9 @@
 """A contest: several contenders do the same thing in turn, so that a noisy machine disturbs all alike.
 
-Each round lets every contender do it a few times, in an order drawn anew. What
-counts is the ratio to the first contender within a round; the ratio that is
-reported is the median of those, and the spread is what half of all rounds gave.
+Each round lets every contender do it a few times, in an order drawn anew. A p50
+is the median of the rounds' medians, and its spread is what half of all rounds
+gave; p90 and p99 are of everything. What counts is the ratio to the first
+contender within a round: reported is the median of those, with their spread.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def latencies(title: str, results: Sequence[Result], notes: Sequence[str] = ()) 
         rows.append(
             (
                 result.name,
-                round(percentiles[49]),
+                round(spread.middle),
                 spread.text(),
                 round(percentiles[89]),
                 round(percentiles[98]),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 
 from msgspec import Struct
 
 from .contest import Contender, Result, compete, latencies
+from .programs import open_program
 from .setting import Setting
 from .tables import Table
 
@@ -27,24 +26,10 @@ class Starter(Struct, frozen=True):
     name: str
     arguments: tuple[str, ...]
 
-    @contextmanager
-    def open(self, *options: str, pause_seconds: float = 0.0) -> Iterator[Contender]:
-        """As a contender, for the length of the block."""
+    def open(self, *options: str, pause_seconds: float = 0.0) -> AbstractContextManager[Contender]:
+        """As a contender, for the length of a block."""
         command = [sys.executable, "-m", "benchmarks.starter", *self.arguments, *options]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as program:
-            assert program.stdin is not None
-            assert program.stdout is not None
-            orders, answers = program.stdin, program.stdout
-
-            def turn(times: int) -> list[float]:
-                orders.write(f"{times} {pause_seconds}\n")
-                orders.flush()
-                seconds: list[float] = json.loads(answers.readline())
-                return seconds
-
-            yield Contender(self.name, turn)
+        return open_program(self.name, command, pause_seconds=pause_seconds)
 
 
 _STARTERS = (

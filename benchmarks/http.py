@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from .contest import Contender, compete, latencies
+from .contest import Contender, Result, compete, latencies
 from .daemons import Canned, Creche, Daemon, open_all
 from .load import is_installed
 from .rates import measure_rates
-from .setting import Setting
+from .setting import Foreign, Setting
 from .tables import Table
 
 _COMMAND = ("/bin/true",)
 _ANOTHER_USER = "nobody"
 _GENERATOR = (
-    "The last row is no daemon: it says what the load generator can do, "
+    "The canned answer is no daemon: it says what the load generator can do, "
     "and how much of every other row is the generator and the kernel's loopback."
+)
+_FOREIGN = (
+    "supervisord starts programs of its configuration only; circus is told of a new one. "
+    "Both are asked in their own ways."
 )
 _NO_WRK = "Rates are left out: there is no wrk (Debian: apt-get install wrk)."
 
@@ -27,7 +31,11 @@ Request = Callable[[Daemon], bytes]
 def start(setting: Setting) -> list[Table]:
     """POST /processes of /bin/true."""
     return _latencies_and_rates(
-        setting, "start", lambda daemon: daemon.dialect.start(_COMMAND), (1, 16, 64)
+        setting,
+        "start",
+        lambda daemon: daemon.dialect.start(_COMMAND),
+        (1, 16, 64),
+        setting.foreign,
     )
 
 
@@ -69,22 +77,34 @@ def quiet(setting: Setting) -> list[Table]:
 
 
 def _latencies_and_rates(
-    setting: Setting, what: str, request: Request, connections: Sequence[int]
+    setting: Setting,
+    what: str,
+    request: Request,
+    connections: Sequence[int],
+    foreign: Sequence[Foreign] = (),
 ) -> list[Table]:
     with ExitStack() as stack:
         daemons = open_all(stack, (*setting.daemons, Canned()))
-        close = _contenders(stack, daemons, request)
-        apart = _contenders(stack, daemons, request, pause_seconds=0.02)
+        notes = [_FOREIGN] if foreign else []
+
+        def contest(pause_seconds: float, **effort: int) -> list[Result]:
+            with ExitStack() as programs:
+                contenders = _contenders(stack, daemons, request, pause_seconds=pause_seconds)
+                contenders += [
+                    programs.enter_context(one.open(pause_seconds=pause_seconds)) for one in foreign
+                ]
+                return compete(contenders, **effort)
+
         tables = [
             latencies(
                 f"{what}, one client, back to back",
-                compete(close, rounds=setting.scaled(40), times=50, warm_up=3),
-                notes=[_GENERATOR],
+                contest(0.0, rounds=setting.scaled(40), times=50, warm_up=3),
+                notes=[_GENERATOR, *notes],
             ),
             latencies(
                 f"{what}, one client, 20 ms apart",
-                compete(apart, rounds=setting.scaled(20), times=20),
-                notes=[_GENERATOR if is_installed() else _NO_WRK],
+                contest(0.02, rounds=setting.scaled(20), times=20),
+                notes=notes if is_installed() else [*notes, _NO_WRK],
             ),
         ]
         for number in connections if is_installed() else ():

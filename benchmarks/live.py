@@ -53,12 +53,7 @@ def live(setting: Setting) -> list[Table]:
         contest = partial(_contest, stack, setting)
         return [
             contest("start", full, lambda one: one.daemon.dialect.start(_COMMAND)),
-            contest(
-                "get",
-                # Of those that have any, one; of those that have none, one that has ended.
-                full,
-                _get,
-            ),
+            contest("get", full, _get),
             contest("list", crowded, lambda one: one.daemon.dialect.list()),
             _memory(crowded),
             idle,
@@ -75,6 +70,7 @@ def _full(daemon: Daemon, command: Sequence[str], number: int) -> Full:
 
 
 def _get(one: Full) -> bytes:
+    """For one that lives; where none does, for one that has ended."""
     dialect = one.daemon.dialect
     if one.identities:
         return dialect.get(one.identities[len(one.identities) // 2])
@@ -110,11 +106,11 @@ def _memory(crowded: Sequence[Full]) -> Table:
 
 
 def _idle(crowded: Sequence[Full], seconds: float) -> Table:
-    daemons = [one.daemon for one in crowded if one.daemon.pid is not None]
-    before = [daemon.cpu_seconds() for daemon in daemons]
+    seen = [one for one in crowded if one.daemon.pid is not None]
+    before = [one.daemon.cpu_seconds() for one in seen]
     time.sleep(seconds)  # What is measured: a time in which nothing happens.
     rows = tuple(
         (one.name, round((one.daemon.cpu_seconds() - was) / seconds * 100, 3))
-        for one, was in zip(crowded, before, strict=False)
+        for one, was in zip(seen, before, strict=True)
     )
     return Table(title="processor time while idle", columns=("% of a core",), rows=rows)

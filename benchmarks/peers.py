@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from .daemons import SandboxAgent
+from .setting import Foreign
 
 VARIABLE = "CRECHE_BENCHMARK_PEERS"
 """The environment variable that names the directory of the peers."""
@@ -33,12 +34,11 @@ def find_sandbox_agent(directory: Path | None) -> SandboxAgent | None:
     return None if on_path is None else SandboxAgent(Path(on_path))
 
 
-def find_python(directory: Path | None) -> Path | None:
-    """The Python that has supervisord and circus."""
-    if directory is None:
-        return None
-    program = directory / "venv" / "bin" / "python"
-    return program.absolute() if program.is_file() else None
+def find_foreign(directory: Path | None) -> tuple[Foreign, ...]:
+    """supervisord and circus, where `install` has put them."""
+    if directory is None or not (python := directory / "venv" / "bin" / "python").is_file():
+        return ()
+    return tuple(Foreign(name, str(python.absolute())) for name in ("supervisord", "circus"))
 
 
 def install(directory: Path) -> None:
