@@ -6,43 +6,18 @@ import argparse
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
-from . import embedded, ends, http, peers, plots
-from .budget import budget, profile
-from .daemons import ByUrl
-from .finished import finished
-from .live import live
+from . import peers, plots
+from .aims import judge
+from .catalogue import BENCHMARKS, ON_REQUEST
+from .daemons import ByUrl, Creche
 from .machine import describe
 from .setting import Setting
 from .tables import Table
-
-Benchmark = Callable[[Setting], list[Table]]
-
-BENCHMARKS: Final[Mapping[str, Benchmark]] = {
-    "start": http.start,
-    "run": http.run,
-    "user": http.user,
-    "follow": ends.follow,
-    "exit": ends.exit_,
-    "live": live,
-    "finished": finished,
-    "embedded": embedded.embedded,
-    "embedded-large": embedded.large,
-    "cpu": embedded.cpu,
-}
-
-ON_REQUEST: Final[Mapping[str, Benchmark]] = {
-    "budget": budget,
-    "profile": profile,
-    "quiet": http.quiet,
-    "embedded-quiet": embedded.quiet,
-}
-"""Those that must be named, since they take minutes or are not about time."""
 
 
 def main() -> None:
@@ -63,6 +38,7 @@ def main() -> None:
     setting = Setting(
         sandbox_agent=peers.find_sandbox_agent(directory),
         foreign=peers.find_foreign(directory),
+        versions=tuple(options.checkout),
         others=tuple(options.peer),
         scale=options.scale,
     )
@@ -73,6 +49,9 @@ def main() -> None:
         results[name] = known[name](setting)
         for table in results[name]:
             print(f"\n{table.markdown()}", flush=True)
+    if (verdict := judge(results)) is not None:
+        print(f"\n{verdict.markdown()}")
+        results["aims"] = [verdict]
     if options.json is not None:
         report: dict[str, Any] = {"machine": machine, "results": results}
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
@@ -114,7 +93,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=URL",
         help="another daemon that speaks our contract and runs already",
     )
+    parser.add_argument(
+        "--checkout",
+        type=_by_directory,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="another version of ours, with its launcher built",
+    )
     return parser
+
+
+def _by_directory(text: str) -> Creche:
+    name, equals, directory = text.partition("=")
+    if not (name and equals and Path(directory, "api").is_dir()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIRECTORY of a checkout")
+    return Creche(name, checkout=Path(directory).absolute())
 
 
 def _by_url(text: str) -> ByUrl:

@@ -46,6 +46,11 @@ class Result(Struct, frozen=True):
         return [seconds for one in self.rounds for seconds in one]
 
     @property
+    def p50(self) -> float:
+        """The median of the rounds' medians."""
+        return median(self.medians)
+
+    @property
     def medians(self) -> list[float]:
         """Of each round."""
         return [median(one) for one in self.rounds]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,10 +16,6 @@ from .tables import Table
 
 _COMMAND = ("/bin/true",)
 _ANOTHER_USER = "nobody"
-_GENERATOR = (
-    "The canned answer is no daemon: it says what the load generator can do, "
-    "and how much of every other row is the generator and the kernel's loopback."
-)
 _FOREIGN = (
     "supervisord starts programs of its configuration only; circus is told of a new one. "
     "Both are asked in their own ways."
@@ -51,7 +48,7 @@ def user(setting: Setting) -> list[Table]:
     with ExitStack() as stack:
         able = [
             daemon
-            for daemon in open_all(stack, (Creche(), *setting.others))
+            for daemon in open_all(stack, (Creche(), *setting.speakers))
             if daemon.dialect.switches_users
         ]
         contenders = []
@@ -83,33 +80,51 @@ def _latencies_and_rates(
     connections: Sequence[int],
     foreign: Sequence[Foreign] = (),
 ) -> list[Table]:
+    def contest(pause_seconds: float, **effort: int) -> list[Result]:
+        with ExitStack() as clients:
+            contenders = _contenders(
+                clients, [*daemons, canned], request, pause_seconds=pause_seconds
+            )
+            contenders += [
+                clients.enter_context(one.open(pause_seconds=pause_seconds)) for one in foreign
+            ]
+            return compete(contenders, **effort)
+
+    def table(title: str, results: list[Result]) -> Table:
+        """The canned answer is no contender: it tells what the client and the loopback take."""
+        itself = results.pop(len(daemons))
+        notes = [f"A canned answer, without any process, takes {itself.p50 * 1e6:.0f} µs."]
+        if foreign:
+            notes.append(_FOREIGN)
+        return latencies(title, results, notes)
+
     with ExitStack() as stack:
-        daemons = open_all(stack, (*setting.daemons, Canned()))
-        notes = [_FOREIGN] if foreign else []
-
-        def contest(pause_seconds: float, **effort: int) -> list[Result]:
-            with ExitStack() as programs:
-                contenders = _contenders(stack, daemons, request, pause_seconds=pause_seconds)
-                contenders += [
-                    programs.enter_context(one.open(pause_seconds=pause_seconds)) for one in foreign
-                ]
-                return compete(contenders, **effort)
-
+        daemons = open_all(stack, setting.daemons)
+        canned = stack.enter_context(Canned().open())
         tables = [
-            latencies(
+            table(
                 f"{what}, one client, back to back",
                 contest(0.0, rounds=setting.scaled(40), times=50, warm_up=3),
-                notes=[_GENERATOR, *notes],
             ),
-            latencies(
+            table(
                 f"{what}, one client, 20 ms apart",
                 contest(0.02, rounds=setting.scaled(20), times=20),
-                notes=notes if is_installed() else [*notes, _NO_WRK],
             ),
         ]
-        for number in connections if is_installed() else ():
-            title = f"{what}, {number} client{'s' if number > 1 else ''}"
-            tables.append(measure_rates(setting, daemons, request, title=title, connections=number))
+        if is_installed():
+            tables += [
+                measure_rates(
+                    setting,
+                    daemons,
+                    request,
+                    title=f"{what}, {number} client{'s' if number > 1 else ''}",
+                    connections=number,
+                    canned=canned,
+                )
+                for number in connections
+            ]
+        else:
+            print(_NO_WRK, file=sys.stderr)
         return tables
 
 

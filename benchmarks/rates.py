@@ -24,8 +24,11 @@ def measure_rates(
     *,
     title: str,
     connections: int,
+    canned: Daemon,
 ) -> Table:
     """Let each daemon in turn be asked the same by so many clients.
+
+    What the load generator can do is told by `canned` answers.
 
     A turn begins when the daemon has done what it put off before. Its own
     processor time counts that too; a daemon cannot gain by being late.
@@ -47,7 +50,8 @@ def measure_rates(
                 if before is not None:
                     costs[index].append((daemon.cpu_seconds() - before) / load.requests * 1e6)
     rows: list[tuple[Cell, ...]] = []
-    notes = []
+    most = put_load(canned, request(canned), connections=connections, seconds=1.0)
+    notes = [f"Of canned answers, without any process, the generator gets {most.rate:,.0f}/s."]
     base = [load.rate for load in loads[0]]
     for daemon, ones, cost in zip(daemons, loads, costs, strict=True):
         rates = [load.rate for load in ones]

@@ -35,12 +35,14 @@ class Setting(Struct, frozen=True, kw_only=True):
 
     Attributes:
       sandbox_agent: its recipe, where it is installed.
+      versions: other checkouts of ours.
       others: daemons that run already.
       foreign: supervisors that are asked in their own ways.
       scale: of all rounds and durations; 1 takes the time that good figures take.
     """
 
     sandbox_agent: SandboxAgent | None = None
+    versions: tuple[Creche, ...] = ()
     others: tuple[ByUrl, ...] = ()
     foreign: tuple[Foreign, ...] = ()
     scale: float = 1.0
@@ -48,9 +50,13 @@ class Setting(Struct, frozen=True, kw_only=True):
     @property
     def peers(self) -> tuple[Recipe, ...]:
         """The daemons that ours is measured against."""
-        if self.sandbox_agent is None:
-            return self.others
-        return (self.sandbox_agent, *self.others)
+        found = () if self.sandbox_agent is None else (self.sandbox_agent,)
+        return (*found, *self.speakers)
+
+    @property
+    def speakers(self) -> tuple[Recipe, ...]:
+        """Those of them that speak our contract."""
+        return (*self.versions, *self.others)
 
     @property
     def daemons(self) -> tuple[Recipe, ...]:

@@ -1,0 +1,166 @@
+"""What we mean to reach, and whether the tables of a run say that we have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from .tables import Cell, Table
+
+_RATIO = "to first"
+
+
+class Aim(Struct, frozen=True):
+    """One figure, or the ratio of two, and its bound.
+
+    Attributes:
+      text: what it is.
+      benchmark: whose tables it is in.
+      title: what the title of the table begins with.
+      row: what its row begins with.
+      bound: what it is to be.
+      against: what the row begins with that it is divided by, if it is a ratio.
+      column: where it stands.
+      at_least: whether the bound is a lower one.
+    """
+
+    text: str
+    benchmark: str
+    title: str
+    row: str
+    bound: float
+    against: str | None = None
+    column: str = _RATIO
+    at_least: bool = False
+
+    def figure(self, results: Mapping[str, Sequence[Table]]) -> float | None:
+        """What was measured; None if it was not."""
+        value = self._cell(results, self.row)
+        if self.against is None or value is None:
+            return value
+        other = self._cell(results, self.against)
+        return None if not other else value / other
+
+    def is_met_by(self, figure: float) -> bool:
+        """Whether that is good enough."""
+        return figure >= self.bound if self.at_least else figure <= self.bound
+
+    def _cell(self, results: Mapping[str, Sequence[Table]], row: str) -> float | None:
+        for table in results.get(self.benchmark, ()):
+            if table.title.startswith(self.title) and self.column in table.columns:
+                at = 1 + table.columns.index(self.column)
+                for cells in table.rows:
+                    if str(cells[0]).startswith(row) and isinstance(cells[at], int | float):
+                        return float(cells[at])  # type: ignore[arg-type]
+        return None
+
+
+_PARKED = "creche: user, cgroup, parked"
+_NEITHER = "creche: neither, parked"
+
+AIMS = (
+    Aim(
+        "start, one client back to back, to sandbox-agent",
+        "start",
+        "start, one client, back",
+        "creche",
+        0.8,
+        "sandbox-agent",
+    ),
+    Aim(
+        "start, one client 20 ms apart, to sandbox-agent",
+        "start",
+        "start, one client, 20",
+        "creche",
+        0.55,
+        "sandbox-agent",
+    ),
+    Aim(
+        "starts per second of 16 clients, to sandbox-agent",
+        "start",
+        "start, 16",
+        "creche",
+        1.25,
+        "sandbox-agent",
+        at_least=True,
+    ),
+    Aim(
+        "run, one client, to sandbox-agent",
+        "run",
+        "run, one client, back",
+        "creche",
+        1.0,
+        "sandbox-agent",
+    ),
+    Aim(
+        "runs per second of 16 clients, to sandbox-agent",
+        "run",
+        "run, 16",
+        "creche",
+        1.0,
+        "sandbox-agent",
+        at_least=True,
+    ),
+    Aim(
+        "embedded start with user and cgroup, to Popen without",
+        "embedded",
+        "embedded start",
+        _PARKED,
+        1.0,
+        "subprocess.Popen: neither",
+    ),
+    Aim(
+        "the same after 5 s of quiet",
+        "embedded-quiet",
+        "embedded start",
+        _PARKED,
+        1.0,
+        "subprocess.Popen: neither",
+    ),
+    Aim("own processor time, start to reaped, µs", "cpu", "own", _PARKED, 250, column="p50 µs"),
+    Aim(
+        "embedded start with user and cgroup, to one without",
+        "embedded",
+        "embedded start",
+        _PARKED,
+        1.15,
+        _NEITHER,
+    ),
+    Aim(
+        "the same at 300 MiB",
+        "embedded-large",
+        "embedded start",
+        "creche: user, cgroup, parked, 300",
+        1.15,
+        _NEITHER,
+    ),
+    Aim(
+        "start with a change of user over HTTP, to one without", "user", "start", "creche, as", 1.15
+    ),
+    Aim("start with 5,000 live, to none", "live", "start", "creche, 5,000", 1.2, "creche, 0"),
+    Aim("get with 5,000 live, to none", "live", "get", "creche, 5,000", 1.2, "creche, 0"),
+    Aim("list of 5,000, µs", "live", "list", "creche, 5,000", 25_000, column="p50 µs"),
+    Aim(
+        "processor while 5,000 idle, % of a core",
+        "live",
+        "processor",
+        "creche, 5,000",
+        1.0,
+        column="% of a core",
+    ),
+    Aim("memory per live process, KiB", "live", "memory", "creche, 5,000", 30, column="KiB"),
+    Aim("memory per finished process, KiB", "finished", "memory", "creche", 3, column="KiB"),
+)
+
+
+def judge(results: Mapping[str, Sequence[Table]]) -> Table | None:
+    """The aims whose figures have been measured; None if there are none."""
+    rows: list[tuple[Cell, ...]] = []
+    for aim in AIMS:
+        if (figure := aim.figure(results)) is not None:
+            bound = f"{'at least' if aim.at_least else 'at most'} {aim.bound:,g}"
+            rows.append((aim.text, bound, figure, "yes" if aim.is_met_by(figure) else "no"))
+    if not rows:
+        return None
+    return Table(title="aim", columns=("bound", "measured", "reached"), rows=tuple(rows))
