@@ -106,8 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _by_directory(text: str) -> Creche:
     name, equals, directory = text.partition("=")
-    if not (name and equals and Path(directory, "api").is_dir()):
+    if not (equals and Path(directory, "api").is_dir()):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIRECTORY of a checkout")
+    if not name or name.startswith("creche"):
+        raise argparse.ArgumentTypeError("the name begins as that of the one it is compared with")
     return Creche(name, checkout=Path(directory).absolute())
 
 

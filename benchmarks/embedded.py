@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -97,9 +98,11 @@ def _compete(
     times: int,
     pause_seconds: float = 0.0,
 ) -> list[Result]:
+    # Only root can change users.
+    possible = [one for one in starters if os.geteuid() == 0 or "--user" not in one.arguments]
     with ExitStack() as stack:
         contenders = [
             stack.enter_context(starter.open(*options, pause_seconds=pause_seconds))
-            for starter in starters
+            for starter in possible
         ]
         return compete(contenders, rounds=rounds, times=times, warm_up=max(1, rounds // 10))

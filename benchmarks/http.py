@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -44,7 +45,9 @@ def run(setting: Setting) -> list[Table]:
 
 
 def user(setting: Setting) -> list[Table]:
-    """A start with a change of user, against one without; only for daemons that can."""
+    """A start with a change of user, against one without; only for daemons that can, as root."""
+    if os.geteuid() != 0:
+        return []
     with ExitStack() as stack:
         able = [
             daemon

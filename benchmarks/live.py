@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,9 @@ from .tables import Table
 
 _MANY = 5000
 _SOME = 1000
+# What one takes in Creche, and in sandbox-agent too.
+_DESCRIPTORS_EACH = 4
+_OTHER_DESCRIPTORS = 500
 _IDLE_SECONDS = 10.0
 _COMMAND = ("/bin/true",)
 
@@ -42,7 +46,10 @@ class Full(Struct, frozen=True):
 
 def live(setting: Setting) -> list[Table]:
     """Start, get and list with 0, 1,000 and 5,000 live processes, and what those cost."""
-    many, some = setting.scaled(_MANY, least=200), setting.scaled(_SOME, least=50)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_EACH
+    many = min(setting.scaled(_MANY, least=200), possible)
+    some = setting.scaled(_SOME, least=50)
     with ExitStack() as stack:
         command = stack.enter_context(sleeper())
         full = [_full(stack.enter_context(Creche().open()), command, n) for n in (0, some, many)]

@@ -66,21 +66,18 @@ class Client:
         """Send a request whose answer will be received."""
         self._socket.sendall(request)
 
-    def receive(self, is_enough: Callable[[bytes], bool] | None = None) -> bytes:
+    def receive(self, is_enough: Callable[[bytearray], bool] | None = None) -> bytes:
         """The whole answer, or as much as `is_enough`; what follows is left in the connection.
 
         Raises: as `exchange`.
         """
         is_enough = is_enough or _is_whole
-        answer = self._receive(65536)
-        if not is_enough(answer):
-            pieces = bytearray(answer)
-            while not is_enough(answer):
-                pieces += self._receive(1 << 20)
-                answer = bytes(pieces)
+        answer = bytearray(self._receive(65536))
+        while not is_enough(answer):
+            answer += self._receive(1 << 20)
         if answer[9:10] != b"2":
             raise HttpError(answer[:500].decode(errors="replace"))
-        return answer
+        return bytes(answer)
 
     def receive_rest(self) -> None:
         """What is left of an answer in chunks."""
@@ -123,7 +120,7 @@ def body_of(answer: bytes) -> bytes:
     return bytes(whole)
 
 
-def _is_whole(answer: bytes) -> bool:
+def _is_whole(answer: bytearray) -> bool:
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return False
