@@ -106,7 +106,7 @@ AIMS = (
         at_least=True,
     ),
     Aim(
-        "embedded start with user and cgroup, to Popen without",
+        "embedded start with user and cgroup, to Popen with neither",
         "embedded",
         "embedded start",
         _PARKED,
@@ -114,7 +114,7 @@ AIMS = (
         "subprocess.Popen: neither",
     ),
     Aim(
-        "the same after 5 s of quiet",
+        "embedded start with both after 5 s of quiet, to Popen with neither",
         "embedded-quiet",
         "embedded start",
         _PARKED,
@@ -123,7 +123,7 @@ AIMS = (
     ),
     Aim("own processor time, start to reaped, µs", "cpu", "own", _PARKED, 250, column="p50 µs"),
     Aim(
-        "embedded start with user and cgroup, to one without",
+        "embedded start with user and cgroup, to one with neither",
         "embedded",
         "embedded start",
         _PARKED,
@@ -131,7 +131,7 @@ AIMS = (
         _NEITHER,
     ),
     Aim(
-        "the same at 300 MiB",
+        "embedded start with both at 300 MiB, to one with neither",
         "embedded-large",
         "embedded start",
         "creche: user, cgroup, parked, 300 MiB",

@@ -32,6 +32,8 @@ def describe(setting: Setting) -> dict[str, str]:
             described[package] = "not installed"
     if commit := _commit():
         described["commit"] = commit
+    for other in setting.versions:
+        described[other.name] = _commit(other.checkout) or "?"
     if load.is_installed():
         described["wrk"] = load.version()
     if setting.sandbox_agent is not None:
@@ -60,11 +62,14 @@ def _cgroups() -> str:
     return "hybrid" if " cgroup2 " in mounts else "version 1 or none"
 
 
-def _commit() -> str:
-    """Of the checkout that is measured; with a mark if it has been changed."""
+def _commit(directory: Path | None = None) -> str:
+    """Of the checkout that is measured, or another one; with a mark if it has been changed."""
     try:
         said = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            cwd=directory,
         )
     except FileNotFoundError:
         return ""
