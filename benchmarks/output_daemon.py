@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -35,6 +36,8 @@ async def open_daemon(options: Mapping[str, object]) -> AsyncIterator[Client]:
     """
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "api", "serve", "--bind=127.0.0.1:0", "--grace-seconds=1"]
+    # Who can read the programs here.
+    command += [f"--default-user={os.geteuid()}"]
     async with trio.open_nursery() as nursery:
         daemon = await nursery.start(
             partial(trio.run_process, [*command, *arguments], stderr=subprocess.PIPE, check=False)
@@ -53,6 +56,11 @@ def knows(option: str) -> bool:
     command = [sys.executable, "-m", "api", "serve", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return f"--{option.replace('_', '-')} " in text
+
+
+def as_shipped(state_dir: str) -> dict[str, object]:
+    """Options for outputs as they are kept by default, but in another place."""
+    return {"state_dir": state_dir} if knows("state_dir") else {}
 
 
 def in_memory(kept_bytes: int) -> dict[str, object]:

@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from statistics import quantiles
+from tempfile import TemporaryDirectory
 
 import trio
 
 from .output_client import Client
-from .output_daemon import MIB, in_memory, open_daemon
+from .output_daemon import as_shipped, open_daemon
 from .output_followers import open_followers
 from .output_writer import TIME_DIGITS, lines
 from .tables import Cell, Table
 
-_KEPT_IN_MEMORY = MIB
 _INTERVAL_SECONDS = 0.007  # No multiple of what the chatty ones do.
 _CHATTY_INTERVAL_SECONDS = 0.01
 _STAMP = re.compile(rb"(?<!\d)(\d{%d}) x" % TIME_DIGITS)
@@ -53,12 +53,13 @@ async def _measure(chatty: int, seconds: float, rounds: int) -> Table:
     delays_us: dict[tuple[str, str], list[float]] = {
         (setting, reader): [] for setting in settings for reader in readers
     }
-    async with open_daemon(in_memory(_KEPT_IN_MEMORY)) as client:
-        for _ in range(rounds):
-            for setting, (count, are_followed) in settings.items():
-                async with _chatter(client, count, are_followed=are_followed):
-                    for name, reader in readers.items():
-                        await reader(client, command, delays_us[setting, name])
+    with TemporaryDirectory(prefix="creche-benchmark-") as place:
+        async with open_daemon(as_shipped(place)) as client:
+            for _ in range(rounds):
+                for setting, (count, are_followed) in settings.items():
+                    async with _chatter(client, count, are_followed=are_followed):
+                        for name, reader in readers.items():
+                            await reader(client, command, delays_us[setting, name])
     return Table(
         title="from a write to the client",
         columns=("events", "p50 µs", "p90", "p99", "ratio of p50", "of p99"),

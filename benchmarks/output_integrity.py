@@ -193,7 +193,7 @@ def main() -> None:
     )
     print(table.markdown())
     if any(row[-1] != "yes" for row in table.rows):
-        sys.exit(1)
+        sys.exit("something is lost or repeated")
 
 
 if __name__ == "__main__":

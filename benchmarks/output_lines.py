@@ -7,6 +7,7 @@ shows what the client itself allows.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -132,7 +133,7 @@ def _digest(lines: list[str]) -> bytes:
 
 
 def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line says; fail if anything is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -140,6 +141,8 @@ def main() -> None:
     options = parser.parse_args()
     table = measure(lines=options.lines, rounds=options.rounds, directory=options.directory)
     print(table.markdown())
+    if any(row[-1] for row in table.rows):
+        sys.exit("lines are missing or wrong")
 
 
 if __name__ == "__main__":

@@ -13,16 +13,16 @@ import random
 import re
 import time
 from statistics import median, quantiles
+from tempfile import TemporaryDirectory
 
 import trio
 
 from .output_client import Client
-from .output_daemon import MIB, in_memory, open_daemon
+from .output_daemon import as_shipped, open_daemon
 from .output_memory import PeakMemory
 from .output_writer import TIME_DIGITS, lines
 from .tables import Cell, Table
 
-_KEPT_IN_MEMORY = 16 * MIB
 _WRITES_PER_SECOND = 50
 _STAMP = re.compile(rb'"line":"(\d{%d}) ' % TIME_DIGITS)
 
@@ -60,31 +60,31 @@ def measure(
 
 async def _measure(readers: int, lines_per_second: int, seconds: float, rounds: int) -> Table:
     without, with_one = Part(), Part()
-    async with open_daemon(in_memory(_KEPT_IN_MEMORY)) as client:
-        command = lines(
-            interval=1 / _WRITES_PER_SECOND,
-            lines_per_write=max(1, lines_per_second // _WRITES_PER_SECOND),
-            seconds=seconds,
-        )
-        await _part(client, command, readers, Part())  # Warms up.
-        memory = PeakMemory(client.pid)
-        for _ in range(rounds):
-            turns = [(_part, without), (_stuck_part, with_one)]
-            random.shuffle(turns)
-            for turn, part in turns:
-                await turn(client, command, readers, part)
-        growth = memory.growth_mib
-    title = f"{readers} live readers of {lines_per_second:,} lines/s"
+    with TemporaryDirectory(prefix="creche-benchmark-") as place:
+        async with open_daemon(as_shipped(place)) as client:
+            command = lines(
+                interval=1 / _WRITES_PER_SECOND,
+                lines_per_write=max(1, lines_per_second // _WRITES_PER_SECOND),
+                seconds=seconds,
+            )
+            await _part(client, command, readers, Part())  # Warms up.
+            memory = PeakMemory(client.pid)
+            for _ in range(rounds):
+                turns = [(_part, without), (_stuck_part, with_one)]
+                random.shuffle(turns)
+                for turn, part in turns:
+                    await turn(client, command, readers, part)
+            growth = memory.growth_mib
     return Table(
-        title=title,
+        title=f"{readers} live readers of {lines_per_second:,} lines/s",
         columns=("events/s", "p50 ms", "p99 ms", "spread", "ratio", "gaps"),
         rows=(
             without.row("none is stuck", without),
             with_one.row("one more is stuck", without),
         ),
         notes=(
-            f"{rounds} parts of {seconds:g} s each; p99 is the median of theirs. The daemon's peak memory grew by "
-            f"{growth:.0f} MiB over all; all readers share one program.",
+            f"{rounds} parts of {seconds:g} s each; p99 is the median of theirs. The daemon's peak "
+            f"memory grew by {growth:.0f} MiB over all; all readers share one program.",
         ),
     )
 
