@@ -12,10 +12,14 @@ sandbox-agent the limit of 64 processes at once is raised. All of them start
 `/bin/true` unless it is said otherwise.
 
 How to read a table: a p50 is the median of the rounds' medians, `spread` what
-half of the rounds gave; p90 and p99 are of everything. `to first` is the ratio
-to the first row, taken within each round, with its own spread: this is the
-figure that another machine, or a busy one, gives too. `own CPU` is that of the
-daemon alone, until it has nothing left to do.
+half of the rounds gave; p10, p90 and p99 are of everything. `to first` is the
+ratio to the first row, taken within each round, with its own spread: this is
+the figure that another machine gives too. `own CPU` is that of the daemon
+alone, until it has nothing left to do.
+
+A machine that is busy with other things makes every start wait for a processor
+and thereby levels the ratios; above each benchmark stands how busy it was just
+before. Then p10 and the processor times still tell something.
 
 How the load generators were checked: latencies are taken by one blocking
 socket, with requests made beforehand, and rates by wrk. In every run of `start`

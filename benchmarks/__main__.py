@@ -15,7 +15,7 @@ from . import peers, plots
 from .aims import judge
 from .catalogue import BENCHMARKS, ON_REQUEST
 from .daemons import ByUrl, Creche
-from .machine import describe
+from .machine import busy_percent, describe
 from .setting import Setting
 from .tables import Table
 
@@ -45,7 +45,10 @@ def main() -> None:
     machine = describe(setting)
     print("; ".join(f"{name} {value}" for name, value in machine.items()))
     results: dict[str, list[Table]] = {}
+    busy: dict[str, int] = {}
     for name in options.names or BENCHMARKS:
+        busy[name] = round(busy_percent())
+        print(f"\n`{name}`, with {busy[name]} % of the processors busy before:", flush=True)
         results[name] = known[name](setting)
         for table in results[name]:
             print(f"\n{table.markdown()}", flush=True)
@@ -53,7 +56,7 @@ def main() -> None:
         print(f"\n{verdict.markdown()}")
         results["aims"] = [verdict]
     if options.json is not None:
-        report: dict[str, Any] = {"machine": machine, "results": results}
+        report: dict[str, Any] = {"machine": machine, "busy_percent": busy, "results": results}
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     if options.plots is not None:
         plots.draw(results, options.plots)

@@ -2,7 +2,7 @@
 
 Each round lets every contender do it a few times, in an order drawn anew. A p50
 is the median of the rounds' medians, and its spread is what half of all rounds
-gave; p90 and p99 are of everything. What counts is the ratio to the first
+gave; p10, p90 and p99 are of everything. What counts is the ratio to the first
 contender within a round: reported is the median of those, with their spread.
 """
 
@@ -112,7 +112,7 @@ def ratio(values: Sequence[float], base: Sequence[float]) -> Spread:
     return spread_of([value / other for value, other in zip(values, base, strict=True)])
 
 
-COLUMNS = ("p50 µs", "spread", "p90", "p99", "to first", "spread ")
+COLUMNS = ("p50 µs", "spread", "p10", "p90", "p99", "to first", "spread ")
 
 
 def latencies(title: str, results: Sequence[Result], notes: Sequence[str] = ()) -> Table:
@@ -129,6 +129,7 @@ def latencies(title: str, results: Sequence[Result], notes: Sequence[str] = ()) 
                 result.name,
                 round(spread.middle),
                 spread.text(),
+                round(percentiles[9]),
                 round(percentiles[89]),
                 round(percentiles[98]),
                 round(against.middle, 2),

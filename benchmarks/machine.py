@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from . import load
 from .setting import Setting
 
 _PACKAGES = ("creche", "trio", "hypercorn", "quart", "quart-trio", "msgspec")
+_SAMPLE_SECONDS = 1.0
 
 
 def describe(setting: Setting) -> dict[str, str]:
@@ -42,6 +44,21 @@ def describe(setting: Setting) -> dict[str, str]:
         )
         described["sandbox-agent"] = said.stdout.split()[-1]
     return described
+
+
+def busy_percent() -> float:
+    """How much of all processors is in use now, while we do nothing."""
+    busy, total = _ticks()
+    time.sleep(_SAMPLE_SECONDS)
+    busy_then, total_then = _ticks()
+    return 100 * (busy_then - busy) / max(1, total_then - total)
+
+
+def _ticks() -> tuple[int, int]:
+    """Of all processors: in use, and all (`man 5 proc`, stat)."""
+    numbers = [int(text) for text in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = numbers[3] + numbers[4]
+    return sum(numbers) - idle, sum(numbers)
 
 
 def _processor() -> str:
