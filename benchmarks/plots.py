@@ -83,13 +83,15 @@ def _draw(panels: Sequence[tuple[str, Sequence[Bar]]], path: Path) -> None:
     axes = figure.subplots(len(lines), across, height_ratios=heights, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for (title, bars), axis in zip(panels, axes.flat, strict=False):
-        axis.set_axis_on()
-        _draw_panel(axis, title, bars)
+    for line, line_axes in zip(lines, axes, strict=True):
+        most = max(len(bars) for _, bars in line)
+        for (title, bars), axis in zip(line, line_axes, strict=False):
+            axis.set_axis_on()
+            _draw_panel(axis, title, bars, room_for=most)
     figure.savefig(path, dpi=100)
 
 
-def _draw_panel(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
+def _draw_panel(axis: Axes, title: str, bars: Sequence[Bar], *, room_for: int) -> None:
     drawn = axis.barh(
         [bar.name for bar in bars],
         [bar.value for bar in bars],
@@ -105,7 +107,7 @@ def _draw_panel(axis: Axes, title: str, bars: Sequence[Bar]) -> None:
     )
     labels = [_number(bar.value) for bar in bars]
     axis.bar_label(drawn, labels, padding=3, fontsize=_SMALL)
-    axis.invert_yaxis()
+    axis.set_ylim(room_for - 0.5, -0.5)  # From the top, and equally thick everywhere.
     axis.set_title(title, fontsize=_SMALL + 1, loc="left")
     axis.tick_params(labelsize=_SMALL, length=0)
     axis.set_xticks([])
