@@ -128,10 +128,16 @@ async def write_stdin(supervisor: Supervisor, call: Call, pid_or_name: str) -> N
     """POST /processes/{pid_or_name}/stdin"""
     process = find_by(supervisor, pid_or_name, call.query("handle"))
     if not process.stdin_writable:
-        raise StdinNotWritable(f"stdin of pid {process.pid} is not an open pipe", field="stdin")
-    async for data in call.body:
-        await process.write_stdin(data)
-    await call.respond(204, [])
+        raise StdinNotWritable(f"stdin of pid {process.pid} is not an open pipe")
+    accepted_bytes = 0
+    try:
+        async for data in call.body:
+            await process.write_stdin(data)
+            accepted_bytes += len(data)
+    except StdinNotWritable as error:
+        error.accepted_bytes += accepted_bytes
+        raise
+    await call.respond(204, [("creche-accepted-bytes", str(accepted_bytes))])
 
 
 class Direct:

@@ -189,6 +189,8 @@ def answer(error: Exception) -> Answer:
     if status == 503:
         headers.append(("retry-after", "1"))
     body = ErrorBody(str(error), error.code, error.field)
+    if isinstance(error, supervisor.StdinNotWritable):
+        body = msgspec.structs.replace(body, accepted_bytes=error.accepted_bytes)
     return Answer(status, headers, _encoder.encode(body) + b"\n")
 
 

@@ -1,18 +1,15 @@
-"""Handlers that answer at once: start, list, get, delete, signal, stdin/close and the outputs."""
+"""Handlers that answer at once: start, list, get, delete, signal, stdin/close, freeze and usage."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 from quart import Request, Response
 from quart.wrappers.response import DataBody
 
-from supervisor import Gap, Line, Process, ProcessSpec, Stream, Supervisor
+from supervisor import Process, ProcessSpec, Supervisor
 
-from .requests import find, format_resume, read_json, read_number, read_resume
+from .requests import find, read_json, read_number
 from .schemas import (
-    OutputLines,
     ProcessList,
     ProcessUsage,
     SignalRequest,
@@ -91,64 +88,6 @@ async def usage_of_all(supervisor: Supervisor, request: Request) -> Response:
 
 def _usage(process: Process) -> ProcessUsage:
     return ProcessUsage(process.handle, process.pid, process.usage, process.oom_kills)
-
-
-async def stdout(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
-    """GET /processes/{pid_or_name}/stdout"""
-    return _output_lines(supervisor, request, pid_or_name, "stdout")
-
-
-async def stderr(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
-    """GET /processes/{pid_or_name}/stderr"""
-    return _output_lines(supervisor, request, pid_or_name, "stderr")
-
-
-async def output(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
-    """GET /processes/{pid_or_name}/output"""
-    return _output_lines(supervisor, request, pid_or_name, None)
-
-
-def _output_lines(
-    supervisor: Supervisor, request: Request, pid_or_name: str, stream: Stream | None
-) -> Response:
-    process = find(supervisor, request, pid_or_name)
-    log = process.log
-    reader = process.lines(stream=stream, resume=read_resume(request, log, stream))
-    limit = read_number(request, "limit", largest=10**9)
-    lines: list[str] = []
-    missing_bytes = missing_lines = 0
-    resume = reader.resume
-    items = iter(reader.take(log.kept_bytes + 1))
-    for item in items if limit is None else _lines_up_to(limit, items):
-        resume = item.resume
-        if isinstance(item, Gap):
-            missing_bytes += item.missing_bytes
-            missing_lines += item.missing_lines
-        else:
-            lines.append(item.text)
-    if limit is None or len(lines) < limit:
-        # Unterminated, and so part of what comes next while the process runs.
-        for line in reader.rest():
-            lines.append(line.text)
-            if log.closed:
-                resume = line.resume
-    return json_response(
-        OutputLines(
-            process.pid,
-            lines,
-            len(lines),
-            format_resume(resume),
-            missing_bytes,
-            missing_lines,
-        )
-    )
-
-
-def _lines_up_to(limit: int, items: Iterator[Line | Gap]) -> Iterator[Line | Gap]:
-    count = 0
-    while count < limit and (item := next(items, None)) is not None:
-        count += isinstance(item, Line)
-        yield item
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:

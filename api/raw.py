@@ -46,8 +46,8 @@ async def output_frames(supervisor: Supervisor, request: Request, pid_or_name: s
     position = read_number(request, "from", largest=_LARGEST) or 0
     if position > log.end:
         raise InvalidQuery("from lies beyond the end of the output", field="from")
-    end = None if read_flag(request, "follow") else log.end
-    return _response(request, FramesBody(log.cursor(position), end), 200, FRAMES)
+    stop = None if read_flag(request, "follow") else log.end
+    return _response(request, FramesBody(log, position, stop), 200, FRAMES)
 
 
 def _raw(log: OutputLog, request: Request, stream: Stream | None) -> Response:
@@ -61,8 +61,7 @@ def _raw(log: OutputLog, request: Request, stream: Stream | None) -> Response:
         raise RangeNotSatisfiable(f"there are {end} bytes so far")
     begin = max(first, kept_from)
     stop = None if follow and after is None else min(end, end if after is None else after)
-    position = begin if stream is None else log.position_of(stream, begin)
-    body = RawBody(log.cursor(position, stream=stream), begin, stop, by_position=stream is None)
+    body = RawBody(log, stream, begin, stop, follow=follow)
     response = _response(request, body, 200 if wanted is None else 206, RAW)
     response.headers["accept-ranges"] = "bytes"
     if begin > first:
@@ -102,19 +101,22 @@ class Broken(Exception):
 
 
 class _ChunkBody(ResponseBody):
-    """A body that reads a cursor to an end, or live to the output's."""
+    """A body that reads a cursor to its end, or to its own."""
 
-    def __init__(self, cursor: Cursor) -> None:
-        self._cursor = cursor
+    _cursor: Cursor
 
     @property
     @abstractmethod
     def is_complete(self) -> bool:
-        """Whether everything that was wanted has been read."""
+        """Whether everything that was wanted has been sent."""
 
     @abstractmethod
     def encode(self, chunk: Chunk) -> bytes:
         """A chunk's part of the body."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """What comes after the last chunk, once; may be empty."""
 
     async def __aenter__(self) -> _ChunkBody:
         return self
@@ -131,24 +133,29 @@ class _ChunkBody(ResponseBody):
         return self
 
     async def __anext__(self) -> bytes:
-        while not self.is_complete and await self._cursor.wait():
-            data = b"".join([self.encode(chunk) for chunk in self._cursor.take(_BATCH_BYTES)])
-            if data:
+        while not self.is_complete and (chunks := await self._cursor.read(_BATCH_BYTES)):
+            if data := b"".join([self.encode(chunk) for chunk in chunks]):
                 return data
+        if not self.is_complete and (data := self.end()):
+            return data
         raise StopAsyncIteration
 
 
 class RawBody(_ChunkBody):
-    """The bytes from `begin` up to `stop`, or without it to the output's end.
+    """The bytes from `begin` up to `stop`, or without it to the end.
 
     Both count positions of the log, or offsets of one stream.
     """
 
-    def __init__(self, cursor: Cursor, begin: int, stop: int | None, *, by_position: bool) -> None:
-        super().__init__(cursor)
+    def __init__(
+        self, log: OutputLog, stream: Stream | None, begin: int, stop: int | None, *, follow: bool
+    ) -> None:
+        position = begin if stream is None else log.position_of(stream, begin)
+        self._cursor = log.cursor(position, stream=stream, stop=None if follow else log.end)
+        self._log = log
+        self._stream = stream
         self._next = begin
         self._stop = stop
-        self._by_position = by_position
 
     @property
     def is_complete(self) -> bool:
@@ -157,15 +164,24 @@ class RawBody(_ChunkBody):
 
     def encode(self, chunk: Chunk) -> bytes:
         """The chunk's bytes between `begin` and `stop`."""
-        if self.is_complete:
-            return b""  # Taken in one go with what was wanted.
-        place = chunk.position if self._by_position else chunk.offset
+        place = chunk.position if self._stream is None else chunk.offset
+        end = place + len(chunk.data)
+        if self.is_complete or end <= self._next:
+            return b""  # Read in one go with what is wanted.
         if place > self._next:
             raise Broken(f"{place - self._next} bytes were dropped before they could be sent")
-        left = len(chunk.data) if self._stop is None else self._stop - place
-        data = chunk.data[self._next - place : left]
-        self._next = place + min(len(chunk.data), left)
+        if self._stop is not None:
+            end = min(end, self._stop)
+        data = chunk.data[self._next - place : end - place]
+        self._next = end
         return data
+
+    def end(self) -> bytes:
+        """Nothing, if everything was there."""
+        end = self._log.end if self._stream is None else self._log.end_offsets.of(self._stream)
+        if self._next < (end if self._stop is None else self._stop):
+            raise Broken("the newest bytes were dropped before they could be sent")
+        return b""
 
 
 class FramesBody(_ChunkBody):
@@ -175,9 +191,10 @@ class FramesBody(_ChunkBody):
     missing bytes.
     """
 
-    def __init__(self, cursor: Cursor, stop: int | None) -> None:
-        super().__init__(cursor)
-        self._next = cursor.position
+    def __init__(self, log: OutputLog, position: int, stop: int | None) -> None:
+        self._cursor = log.cursor(position, stop=stop)
+        self._log = log
+        self._next = position
         self._stop = stop
 
     @property
@@ -187,11 +204,17 @@ class FramesBody(_ChunkBody):
 
     def encode(self, chunk: Chunk) -> bytes:
         """One frame, and one for the hole before it if there is one."""
-        if self.is_complete:
-            return b""
-        gap = chunk.position - self._next
-        frame = _encoder.encode((chunk.position, chunk.timestamp_ms, chunk.stream, chunk.data))
-        if gap > 0:
-            frame = _encoder.encode((self._next, None, "gap", gap)) + frame
+        gap = self._gap(chunk.position)
         self._next = chunk.end
-        return frame
+        return gap + _encoder.encode((chunk.position, chunk.timestamp_ms, chunk.stream, chunk.data))
+
+    def end(self) -> bytes:
+        """A frame for the hole at the end, if there is one."""
+        end = self._log.end if self._stop is None else self._stop
+        gap = self._gap(end)
+        self._next = end
+        return gap
+
+    def _gap(self, position: int) -> bytes:
+        missing = position - self._next
+        return _encoder.encode((self._next, None, "gap", missing)) if missing > 0 else b""

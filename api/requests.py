@@ -8,7 +8,7 @@ import msgspec
 from quart import Request
 
 from supervisor import Offsets, OutputLog, Process, ProcessNotFound, Stream, Supervisor
-from supervisor.output import BEGINNING, STREAMS
+from supervisor.chunk import BEGINNING, STREAMS
 
 from .problems import InvalidQuery, InvalidRequest, MalformedJson, UnsupportedMediaType
 
@@ -69,7 +69,7 @@ def read_flag(request: Request, name: str) -> bool:
     return text == "true"
 
 
-def read_resume(request: Request, log: OutputLog, stream: Stream | None) -> Offsets:
+async def read_resume(request: Request, log: OutputLog, stream: Stream | None) -> Offsets:
     """Where the client wants to begin: `Last-Event-ID`, or `from` or `tail` in the query.
 
     An id is the offsets of both streams with a `-` in between, or of one
@@ -81,7 +81,7 @@ def read_resume(request: Request, log: OutputLog, stream: Stream | None) -> Offs
     tail = read_number(request, "tail", largest=10**9)
     text = request.headers.get("last-event-id") or request.args.get("from")
     if text is None:
-        return BEGINNING if tail is None else log.offsets_of_tail(tail, stream)
+        return BEGINNING if tail is None else await log.offsets_of_tail(tail, stream)
     parts = text.split("-")
     if stream is not None and len(parts) == 1:
         parts = [text, "0"] if stream == "stdout" else ["0", text]

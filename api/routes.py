@@ -9,7 +9,7 @@ from msgspec import Struct
 import supervisor
 from supervisor import ProcessRecord, ProcessSpec
 
-from . import direct, problems, processes, raw, streams, system
+from . import direct, outputs, problems, processes, raw, streams, system
 from .schemas import (
     Health,
     Info,
@@ -175,7 +175,7 @@ ROUTES = (
         method="GET",
         path=_ONE + "/stdout",
         summary="The lines of stdout so far",
-        handler=processes.stdout,
+        handler=outputs.stdout,
         query=("from", "tail", "limit"),
         response=OutputLines,
         errors=_FIND,
@@ -184,7 +184,7 @@ ROUTES = (
         method="GET",
         path=_ONE + "/stderr",
         summary="The lines of stderr so far",
-        handler=processes.stderr,
+        handler=outputs.stderr,
         query=("from", "tail", "limit"),
         response=OutputLines,
         errors=_FIND,
@@ -193,7 +193,7 @@ ROUTES = (
         method="GET",
         path=_ONE + "/output",
         summary="The lines of both streams so far, in arrival order",
-        handler=processes.output,
+        handler=outputs.output,
         query=("from", "tail", "limit"),
         response=OutputLines,
         errors=_FIND,

@@ -24,11 +24,15 @@ class SignalRequest(Struct, frozen=True):
 
 
 class ErrorBody(Struct, frozen=True, omit_defaults=True):
-    """Every error answer. `field` names the part of the request that is at fault, if one is."""
+    """Every error answer. `field` names the part of the request that is at fault, if one is.
+
+    `accepted_bytes` is there when input was refused half-way: so much of it was written.
+    """
 
     error: str
     code: str
     field: str | None = None
+    accepted_bytes: int | None = None
 
 
 class ProcessList(Struct, frozen=True):
@@ -47,7 +51,8 @@ class OutputLines(Struct, frozen=True):
     """Captured lines: all so far, or as many as were asked for.
 
     `next` is where to go on (`?from=`): behind the last line that is whole.
-    `missing_bytes` and `missing_lines` count what the log's limit has cost here.
+    `missing_bytes` and `missing_lines` count what the bounds of outputs have cost here;
+    the lines are null where nobody knows how many they were.
     """
 
     pid: int
@@ -55,7 +60,7 @@ class OutputLines(Struct, frozen=True):
     line_count: int
     next: str
     missing_bytes: int
-    missing_lines: int
+    missing_lines: int | None
 
 
 class ProcessUsage(Struct, frozen=True):
@@ -102,11 +107,14 @@ class OutputEvent(Struct, frozen=True):
 
 
 class GapEvent(Struct, frozen=True):
-    """What is missing here of one stream, because the log's limit has cost it."""
+    """What is missing here of one stream, because the bounds of outputs have cost it.
+
+    The lines are null where the reader came back to a place from before everything that is kept.
+    """
 
     stream: Stream
     missing_bytes: int
-    missing_lines: int
+    missing_lines: int | None
 
 
 class RunStarted(Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from supervisor import Supervisor, open_supervisor
+from supervisor import StateDirUnusable, Supervisor, open_supervisor
 
 from .app import create_app
 from .logs import configure_logging
@@ -47,6 +48,9 @@ async def serve(
                 addresses = await nursery.start(server.serve)
                 _logger.info("serving", extra={"addresses": addresses, "version": VERSION})
                 _warn_of_missing_cgroups(supervisor)
+                # What is there by now stays: full collections need not walk it.
+                gc.collect()
+                gc.freeze()
                 task_status.started(addresses)
                 await anext(signals)
                 _logger.info("stopping", extra={"running": supervisor.running})
@@ -87,6 +91,12 @@ def main() -> int:
     status = 0
     try:
         trio.run(serve, settings)
+    except* StateDirUnusable as errors:
+        _logger.error(
+            "%s; give another --state-dir, or an empty one to keep all in memory",
+            errors.exceptions[0],
+        )
+        status = 1
     except* OSError as errors:
         _logger.error("cannot serve on %s: %s", settings.bind, errors.exceptions[0])
         status = 1

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from ipaddress import ip_address
 from pathlib import Path
+from typing import cast, get_args
 
 from msgspec import Struct
 
-from supervisor import Retention, SupervisorConfig, SupervisorError
+from supervisor import OutputLimits, OutputPolicy, Retention, SupervisorConfig, SupervisorError
 from supervisor.accounts import exists, look_up
 
 _CONTRACT_USER = "tl-user"
@@ -70,7 +71,15 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
                 seconds=options.retain_seconds,
                 output_bytes=options.retain_output_bytes,
             ),
-            output_limit_bytes=options.output_limit_bytes,
+            output=OutputLimits(
+                memory_bytes=options.output_memory_bytes,
+                unspilled_bytes=options.output_unspilled_bytes,
+                log_bytes=options.output_limit_bytes,
+                total_memory_bytes=options.output_total_memory_bytes,
+                total_bytes=options.output_total_bytes,
+                policy=options.output_policy,
+            ),
+            state_dir=options.state_dir,
             grace_seconds=options.grace_seconds,
             parked_launchers=options.parked_launchers,
         ),
@@ -102,6 +111,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
     retention = Retention()
     config = SupervisorConfig()
+    output = OutputLimits()
     option("--bind", str, "127.0.0.1:9501", "host:port or unix:path (default 127.0.0.1:9501)")
     option("--token-file", Path, None, "file whose content every request must bear as a token")
     option(
@@ -125,10 +135,49 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "output that all finished ones keep together (%(default)s)",
     )
     option(
+        "--state-dir",
+        _directory,
+        _state_dir(environment),
+        "where large outputs are kept, for this daemon alone; empty for none (%(default)s)",
+    )
+    option(
+        "--output-memory-bytes",
+        _positive,
+        output.memory_bytes,
+        "output of one process that stays in memory; the rest goes to the state directory "
+        "(%(default)s)",
+    )
+    option(
+        "--output-unspilled-bytes",
+        _positive,
+        output.unspilled_bytes,
+        "output of one process that is kept in memory where the state directory cannot take it "
+        "(%(default)s)",
+    )
+    option(
         "--output-limit-bytes",
         _positive,
-        config.output_limit_bytes,
-        "output that one process keeps; then the oldest goes (%(default)s)",
+        output.log_bytes,
+        "output of one process that is kept in all (%(default)s)",
+    )
+    option(
+        "--output-total-memory-bytes",
+        _positive,
+        output.total_memory_bytes,
+        "output of all processes that is kept in memory (%(default)s)",
+    )
+    option(
+        "--output-total-bytes",
+        _positive,
+        output.total_bytes,
+        "output of all processes that is kept in the state directory (%(default)s)",
+    )
+    option(
+        "--output-policy",
+        _output_policy,
+        output.policy,
+        "past these bounds: drop_oldest, drop_newest, or block the process until somebody has "
+        "read its oldest output (%(default)s)",
     )
     option(
         "--grace-seconds",
@@ -173,6 +222,17 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _directory(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _output_policy(text: str) -> OutputPolicy:
+    for policy in get_args(OutputPolicy):
+        if text == policy:
+            return cast("OutputPolicy", policy)
+    raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(get_args(OutputPolicy))}")
+
+
 def _log_level(text: str) -> str:
     if text.lower() not in ("debug", "info", "warning", "error"):
         raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning and error")
@@ -214,6 +274,15 @@ def _default_user(wanted: str | None) -> str | None:
             raise SettingsError(f"--default-user: {error}") from error
         return wanted
     return _CONTRACT_USER if os.geteuid() == 0 and exists(_CONTRACT_USER) else None
+
+
+def _state_dir(environment: Mapping[str, str]) -> str:
+    """Where daemons keep their state: the system's place, or the user's (XDG Base Directory)."""
+    if os.geteuid() == 0:
+        return "/var/lib/creche"
+    home = environment.get("HOME", "")
+    parent = environment.get("XDG_STATE_HOME") or (home and f"{home}/.local/state")
+    return f"{parent}/creche" if parent else ""
 
 
 def _is_private(settings: Settings) -> bool:

@@ -9,6 +9,7 @@
 The public names are the ones listed in `__all__`.
 """
 
+from .chunk import Chunk, Offsets, Stream
 from .errors import (
     ArgumentListTooLong,
     BadEnvironmentName,
@@ -34,6 +35,7 @@ from .errors import (
     ProcessNotFound,
     ProcessNotRunning,
     SpecError,
+    StateDirUnusable,
     StdinNotWritable,
     SupervisorClosed,
     SupervisorError,
@@ -44,11 +46,12 @@ from .errors import (
 )
 from .host import Capabilities
 from .lines import Gap, Line, LineReader
-from .output import Chunk, Cursor, Offsets, OutputLog, Stream
+from .output import Cursor, OutputLog
 from .process import Process
 from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status, Usage
 from .registry import Retention
-from .spec import Limits, OutputMode, ProcessSpec, StdinMode, User
+from .spec import Limits, OutputMode, OutputPolicy, ProcessSpec, StdinMode, User
+from .store import OutputLimits, OutputStore
 from .supervisor import Supervisor, SupervisorConfig, open_supervisor
 
 __all__ = [
@@ -80,8 +83,11 @@ __all__ = [
     "OutOfMemory",
     "OutOfProcesses",
     "OutOfResources",
+    "OutputLimits",
     "OutputLog",
     "OutputMode",
+    "OutputPolicy",
+    "OutputStore",
     "PermissionDenied",
     "PidReused",
     "Process",
@@ -93,6 +99,7 @@ __all__ = [
     "Retention",
     "RunResult",
     "SpecError",
+    "StateDirUnusable",
     "Status",
     "StdinMode",
     "StdinNotWritable",

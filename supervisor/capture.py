@@ -21,15 +21,25 @@ from __future__ import annotations
 import os
 import select
 import time
-from contextlib import ExitStack
-from fcntl import F_GETPIPE_SZ, fcntl
+from contextlib import ExitStack, suppress
+from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
 
 import trio
 
-from .output import OutputLog, Stream
+from .chunk import Stream
+from .output import OutputLog
 
 _READ_BYTES = 64 * 1024
-_ROUNDS_PER_TURN = 16
+# After so much, other tasks and the log have their turn.
+_TURN_BYTES = 1024 * 1024
+
+# A process that fills its pipes faster than they are read in a turn is a flood:
+# it gets larger pipes (1 MiB is what everybody may have, pipe(7)), larger reads,
+# and shorter turns here, since more is read where it is written to disk.
+_FLOOD_PIPE_BYTES = 1024 * 1024
+_FLOOD_READ_BYTES = 256 * 1024
+_FLOOD_TURN_BYTES = 1
+_FLOOD_PATIENCE_SECONDS = 0.005
 
 
 class Capture:
@@ -39,10 +49,12 @@ class Capture:
     ends, close those, and let a task `run` into the log.
     """
 
-    __slots__ = ("_epoll", "_log", "_streams")
+    __slots__ = ("_epoll", "_is_flood", "_log", "_read_bytes", "_streams")
 
     def __init__(self) -> None:
         self._log: OutputLog | None = None
+        self._is_flood = False
+        self._read_bytes = _READ_BYTES
         self._streams: dict[int, Stream] = {}
         self._epoll = select.epoll(select.EPOLL_CLOEXEC)
 
@@ -78,13 +90,31 @@ class Capture:
             self._close(descriptor)
 
     async def run(self, log: OutputLog | None) -> None:
-        """Read into `log`, or into nothing, until every writer is gone from every stream."""
+        """Read into `log`, or into nothing, until every writer is gone from every stream.
+
+        While the log waits for its disk, or for its readers, so does the process.
+        """
         self._log = log
         while self._streams:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for _ in range(_ROUNDS_PER_TURN):
-                if not self._read_ready():
-                    break
+            is_flood = self._read_turn()
+            if log is not None and not log.is_settled:
+                await log.settle(self._read_flood if is_flood else None)
+
+    def _read_turn(self) -> bool:
+        """Read what is there, up to a bound; whether there may be more."""
+        left = _FLOOD_TURN_BYTES if self._is_flood else _TURN_BYTES
+        while left > 0:
+            reads = self._read()
+            if not reads:
+                self._is_flood = False
+                return False
+            for stream, data, timestamp_ms in reads:
+                left -= len(data)
+                if self._log is not None:
+                    self._log.append(stream, data, timestamp_ms)
+        self._become_flood()
+        return True
 
     def drain(self) -> None:
         """Read what is in the pipes now, without waiting.
@@ -95,20 +125,41 @@ class Capture:
         """
         capacity = max((fcntl(fd, F_GETPIPE_SZ) for fd in self._streams), default=0)
         for _ in range(capacity // _READ_BYTES + 2):
-            if not self._read_ready():
+            reads = self._read()
+            if not reads:
                 return
+            for read in reads:
+                if self._log is not None:
+                    self._log.append(*read)
 
-    def _read_ready(self) -> bool:
-        """Read once from each pipe that has something, in order; whether any had."""
-        events = self._epoll.poll(0)
-        for descriptor, _ in events:
-            if data := os.read(descriptor, _READ_BYTES):
-                if self._log is None:
-                    continue
-                self._log.append(self._streams[descriptor], data, time.time_ns() // 1_000_000)
-            else:
-                self._close(descriptor)
-        return bool(events)
+    def _read(self) -> list[tuple[Stream, bytes, int]]:
+        """Read once from each pipe that has something, in order; nothing if none has.
+
+        Closes those that are at their end.
+        """
+        return self._read_within(0)
+
+    def _read_flood(self) -> list[tuple[Stream, bytes, int]]:
+        """The same for a thread, with a little patience."""
+        return self._read_within(_FLOOD_PATIENCE_SECONDS)
+
+    def _read_within(self, seconds: float) -> list[tuple[Stream, bytes, int]]:
+        reads: list[tuple[Stream, bytes, int]] = []
+        while not reads and self._streams and (events := self._epoll.poll(seconds)):
+            for descriptor, _ in events:
+                if data := os.read(descriptor, self._read_bytes):
+                    reads.append((self._streams[descriptor], data, time.time_ns() // 1_000_000))
+                else:
+                    self._close(descriptor)
+        return reads
+
+    def _become_flood(self) -> None:
+        self._is_flood = True
+        if self._read_bytes == _READ_BYTES:
+            self._read_bytes = _FLOOD_READ_BYTES
+            for descriptor in self._streams:
+                with suppress(OSError):  # The user's share of pipes may be used up.
+                    fcntl(descriptor, F_SETPIPE_SZ, _FLOOD_PIPE_BYTES)
 
     def _close(self, descriptor: int) -> None:
         self._epoll.unregister(descriptor)

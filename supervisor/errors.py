@@ -1,8 +1,8 @@
 """The one error hierarchy. Every class has a stable `code` that clients may test for.
 
 Nothing that raises one of these has changed anything: a refused start has
-started nothing, a refused signal has reached no one, refused input was not
-written.
+started nothing, a refused signal has reached no one. Of input that is refused
+half-way the error says how much was written.
 """
 
 from __future__ import annotations
@@ -206,12 +206,30 @@ class CgroupsUnavailable(SupervisorError):
 
 
 class StdinNotWritable(SupervisorError):
-    """The process's stdin is not a pipe, was closed, or nobody reads it any more."""
+    """The process's stdin is not a pipe, was closed, or nobody reads it any more.
+
+    Attributes:
+      accepted_bytes: how much of what was to be written the pipe has taken all
+        the same, from the beginning on. The process may not have read it.
+    """
 
     code = "STDIN_NOT_WRITABLE"
+
+    def __init__(self, message: str, *, accepted_bytes: int = 0) -> None:
+        super().__init__(message, field="stdin")
+        self.accepted_bytes = accepted_bytes
 
 
 class SupervisorClosed(SupervisorError):
     """The supervisor is stopping and starts nothing any more."""
 
     code = "SHUTTING_DOWN"
+
+
+# --- the supervisor's own settings -----------------------------------------------
+
+
+class StateDirUnusable(SupervisorError):
+    """The state directory cannot be made or written, or another supervisor uses it."""
+
+    code = "STATE_DIR_UNUSABLE"

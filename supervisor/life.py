@@ -121,6 +121,7 @@ async def live(
             process.finish(msgspec.structs.replace(end, timed_out=timed_out))
             if admitted:
                 ended()
+                await _settle(process)
             if keep:
                 await _outlive(process, unit, capture)
 
@@ -222,6 +223,15 @@ async def _end(
         members_killed=members_killed,
         usage=usage,
     )
+
+
+async def _settle(process: Process) -> None:
+    """Spill the last of the output, which can be read already."""
+    try:
+        with trio.CancelScope(shield=True):
+            await process.log.settle()
+    except Exception:
+        _logger.exception("the last output of %r stays in memory", process)
 
 
 async def _outlive(process: Process, unit: Unit, capture: Capture) -> None:

@@ -16,10 +16,13 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .output import BEGINNING, STREAMS, Chunk, Offsets, OutputLog, Stream
+from msgspec import Struct
+
+from .chunk import BEGINNING, STREAMS, Chunk, Offsets, Stream
+from .output import OutputLog
 
 
-class Line(NamedTuple):
+class Line(Struct, frozen=True, gc=False):
     """One line of output, or a part of a long one.
 
     Attributes:
@@ -37,19 +40,21 @@ class Line(NamedTuple):
     is_whole: bool = True
 
 
-class Gap(NamedTuple):
-    """A hole in what a reader saw: what the log's limit has cost.
+class Gap(Struct, frozen=True, gc=False):
+    """A hole in what a reader saw: what the log's bounds have cost.
 
     Attributes:
       stream: where it is.
       missing_bytes: how many bytes of the stream are missing.
-      missing_lines: how many line ends were among them.
+      missing_lines: how many line ends were among them; None if it begins
+        before everything that is kept, at a place that another reader has
+        named, since nobody knows that place any more.
       resume: where a reader that knows of this goes on.
     """
 
     stream: Stream
     missing_bytes: int
-    missing_lines: int
+    missing_lines: int | None
     resume: Offsets
 
 
@@ -57,8 +62,7 @@ class LineReader:
     """Reads a log as lines.
 
     Iterate it for lines and gaps until the output is complete (with a
-    checkpoint for every chunk, not for every line), or `wait` and `take`
-    batches.
+    checkpoint for every chunk, not for every line), or `read` batches.
 
     Args:
       log: what to read.
@@ -66,6 +70,8 @@ class LineReader:
       resume: where to begin; what another reader's last line said.
       max_line_bytes: a longer line comes in parts of about this size, cut
         between characters; None for whole lines of any length.
+      follow: whether to go on until the output is complete; else up to what
+        there is now.
     """
 
     __slots__ = (
@@ -76,6 +82,7 @@ class LineReader:
         "_partial",
         "_read",
         "_resume",
+        "_stop",
         "_streams",
         "_taken",
     )
@@ -87,14 +94,17 @@ class LineReader:
         stream: Stream | None = None,
         resume: Offsets = BEGINNING,
         max_line_bytes: int | None = None,
+        follow: bool = True,
     ) -> None:
         self._log = log
         self._streams = STREAMS if stream is None else (stream,)
         self._max_line_bytes = max_line_bytes
         position = min(log.position_of(name, resume.of(name)) for name in self._streams)
-        self._cursor = log.cursor(position, stream=stream)
+        self._cursor = log.cursor(position, stream=stream, stop=None if follow else log.end)
+        # Of each stream: where it ends, with how many newlines; known once the output is complete.
+        self._stop = None if follow else self._ends()
         # Of each stream: what has been read, and what has been handed out.
-        self._read = dict(zip(STREAMS, resume, strict=True))
+        self._read = resume.by_stream()
         self._resume = dict(self._read)
         self._newlines: dict[Stream, int | None] = dict.fromkeys(STREAMS)
         if resume == BEGINNING:
@@ -102,69 +112,81 @@ class LineReader:
         self._partial: dict[Stream, _Partial] = {}
         self._taken: deque[Line | Gap] = deque()
 
+    def _ends(self) -> dict[Stream, tuple[int, int]]:
+        log = self._log
+        return {name: (log.end_offsets.of(name), log.newlines(name)) for name in self._streams}
+
     @property
     def resume(self) -> Offsets:
         """Where to go on after what has been taken."""
         return Offsets(self._resume["stdout"], self._resume["stderr"])
 
-    async def wait(self) -> bool:
-        """Wait until there may be more to take; False once the output is complete and taken.
+    async def read(self, max_bytes: int) -> list[Line | Gap]:
+        """Wait for lines, and return those that end in about `max_bytes`; nothing at the end.
 
-        After False only `rest` is left.
+        Then only `rest` is left. If cancelled, nothing is lost.
         """
-        return await self._cursor.wait()
+        while chunks := await self._cursor.read(max_bytes):
+            if items := self._digest(chunks):
+                return items
+        return []
 
-    def take(self, max_bytes: int) -> list[Line | Gap]:
-        """The lines that end in the next chunks, of about `max_bytes`, without waiting."""
-        taken: list[Line | Gap] = []
-        for chunk in self._cursor.take(max_bytes):
-            stream = chunk.stream
-            ahead = chunk.offset - self._read[stream]
-            if ahead > 0:
-                taken.extend(self._jump(chunk))
-            elif ahead < 0:
-                # From before the place to resume at, which lies further on.
-                if -ahead >= len(chunk.data):
-                    continue
-                chunk = chunk.without(-ahead)
-            self._read[stream] = chunk.offset + len(chunk.data)
-            taken.extend(self._split(chunk))
-            self._newlines[stream] = chunk.newlines + chunk.data.count(b"\n")
-        return taken
-
-    def rest(self) -> list[Line]:
-        """The unterminated last line of each stream, as far as it has come."""
-        return [line for stream in list(self._partial) for line in self._flush(stream)]
+    def rest(self) -> list[Line | Gap]:
+        """After the end: the unterminated last line of each stream, and what is missing behind it."""
+        items: list[Line | Gap] = []
+        for stream in list(self._partial):
+            items += self._flush(stream)
+        for stream, (offset, newlines) in (self._stop or self._ends()).items():
+            if self._read[stream] < offset:
+                items += self._jump(stream, offset, newlines)
+                self._read[stream] = offset
+        return items
 
     def __aiter__(self) -> LineReader:
         return self
 
     async def __anext__(self) -> Line | Gap:
         while not self._taken:
-            if await self.wait():
-                self._taken.extend(self.take(1))
+            if chunks := await self._cursor.read(1):
+                self._taken.extend(self._digest(chunks))
             else:
                 self._taken.extend(self.rest())
                 if not self._taken:
                     raise StopAsyncIteration
         return self._taken.popleft()
 
-    def _jump(self, chunk: Chunk) -> Iterator[Line | Gap]:
-        """What a hole before this chunk means: the end of the open line, and the gap."""
-        stream = chunk.stream
+    def _digest(self, chunks: list[Chunk]) -> list[Line | Gap]:
+        items: list[Line | Gap] = []
+        for chunk in chunks:
+            stream = chunk.stream
+            ahead = chunk.offset - self._read[stream]
+            if ahead > 0:
+                items += self._jump(stream, chunk.offset, chunk.newlines)
+            elif ahead < 0:
+                # From before the place to resume at, which lies further on.
+                if -ahead >= len(chunk.data):
+                    continue
+                chunk = chunk.without(-ahead)
+            self._read[stream] = chunk.offset + len(chunk.data)
+            items += self._split(chunk)
+            self._newlines[stream] = chunk.newlines + chunk.data.count(b"\n")
+        return items
+
+    def _jump(self, stream: Stream, offset: int, newlines: int) -> Iterator[Line | Gap]:
+        """What a hole up to here means: the end of the open line, and the gap."""
         yield from self._flush(stream)
-        newlines = self._newlines[stream]
-        self._resume[stream] = chunk.offset
+        known = self._newlines[stream]
+        self._resume[stream] = offset
         yield Gap(
             stream,
-            chunk.offset - self._read[stream],
-            0 if newlines is None else chunk.newlines - newlines,
+            offset - self._read[stream],
+            None if known is None else newlines - known,
             self.resume,
         )
 
     def _split(self, chunk: Chunk) -> Iterator[Line]:
-        _, timestamp_ms, stream, data, offset, _ = chunk
-        head, *rest = data.split(b"\n")
+        timestamp_ms, stream, offset = chunk.timestamp_ms, chunk.stream, chunk.offset
+        head, *rest = chunk.data.split(b"\n")
         if not rest:
             yield from self._keep(stream, head, timestamp_ms)
             return

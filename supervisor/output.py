@@ -5,7 +5,7 @@ Theory of operation
 
 Bytes are the truth. The log is a sequence of chunks in the order in which they
 were captured, each with its stream and the time of its capture. Two numbers
-say where a byte is, and neither ever changes, also when old chunks are dropped:
+say where a byte is, and neither ever changes, also when other chunks go:
 
 - its *position*: how many captured bytes, of both streams, came before it;
 - its *offset*: how many bytes of its own stream came before it.
@@ -17,118 +17,129 @@ say where a byte is, and neither ever changes, also when old chunks are dropped:
 
 A cursor is a reader's own position. It shares nothing with other cursors but
 the log, so a reader that lags only lags: it slows neither the capture nor
-anyone else. When the log exceeds its limit the oldest chunks go and `start`
-moves; a cursor that stood before `start` goes on from there, and the jump in
-the offsets that it sees is the size of the gap.
+anyone else.
+
+Chunks are appended in memory. Whoever appends must `settle` the log now and
+then, which spills to disk what has become too much for memory; from the disk
+it is read again. In memory stays the newest output, which live readers want.
+
+    0          disk_end         end
+    |  on disk  |  not on disk  |        (what is before disk_end may also be
+             |    in memory     |         in memory, until it needs the room)
+
+Past the bounds of `OutputLimits`, or while the disk fails, output goes. That
+leaves a hole: at the front, in the middle or at the end. Positions and offsets
+count what has gone, too, so a cursor sees a jump as wide as the hole.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from bisect import bisect_right
-from typing import Final, Literal, NamedTuple
 
+import msgspec
 import trio
 
-Stream = Literal["stdout", "stderr"]
+from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
+from .spec import OutputPolicy
+from .spill import Place, Poured, Source, Spill, size_of
+from .store import OutputStore
 
-STREAMS: Final[tuple[Stream, Stream]] = ("stdout", "stderr")
-
-
-class Offsets(NamedTuple):
-    """A place in both streams: of each, the offset of the next byte."""
-
-    stdout: int
-    stderr: int
-
-    def of(self, stream: Stream) -> int:
-        """The offset in one stream."""
-        return self.stdout if stream == "stdout" else self.stderr
-
-
-BEGINNING: Final = Offsets(0, 0)
-
-
-class Chunk(NamedTuple):
-    """A run of bytes of one stream, as captured by one read.
-
-    Attributes:
-      position: the log's position of the first byte.
-      timestamp_ms: when it was captured, in ms since the epoch.
-      stream: where the process wrote it.
-      data: the exact bytes, never empty.
-      offset: the stream's offset of the first byte.
-      newlines: how many newlines its stream had before it.
-    """
-
-    position: int
-    timestamp_ms: int
-    stream: Stream
-    data: bytes
-    offset: int
-    newlines: int
-
-    @property
-    def end(self) -> int:
-        """The position after the last byte."""
-        return self.position + len(self.data)
-
-    def offset_of(self, stream: Stream) -> int:
-        """How many bytes of either stream came before this chunk."""
-        # The rest of what came before is the other stream's.
-        return self.offset if stream == self.stream else self.position - self.offset
-
-    def without(self, count: int) -> Chunk:
-        """The chunk without its first `count` bytes, of which there are more."""
-        return Chunk(
-            self.position + count,
-            self.timestamp_ms,
-            self.stream,
-            self.data[count:],
-            self.offset + count,
-            self.newlines + self.data.count(b"\n", 0, count),
-        )
+# What a chunk takes in memory besides its bytes, in CPython 3.11.
+_CHUNK_OVERHEAD_BYTES = 256
+# Chunks of the same millisecond are merged up to here: a process that writes
+# single bytes must not cost 256 times as much.
+_MERGED_BYTES = 4096
+_READ_BYTES = 256 * 1024
+# After a failure the disk is tried again when so much more has come.
+_RETRY_BYTES = 1024 * 1024
 
 
 class OutputLog:
     """What one process wrote.
 
     Args:
-      limit_bytes: how many bytes are kept; past it the oldest chunks go. The
-        newest chunk always stays.
+      store: the bounds and the place to spill to.
+      name: of its files, unique in the store.
+      policy: what happens past a bound; None for the store's.
     """
 
-    __slots__ = ("_chunks", "_closed", "_ends", "_limit_bytes", "_newlines", "_readers")
+    __slots__ = (
+        "__weakref__",
+        "_chunks",
+        "_closed",
+        "_counts",
+        "_disk_end",
+        "_is_payer",
+        "_is_writing",
+        "_kept_in_memory",
+        "_memory_cost",
+        "_name",
+        "_policy",
+        "_read",
+        "_readers",
+        "_retry_at",
+        "_spill",
+        "_store",
+        "_unspilled_cost",
+        "_writer",
+        "spill_error",
+    )
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+    def __init__(
+        self, store: OutputStore, name: str = "log", policy: OutputPolicy | None = None
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._policy = policy or store.limits.policy
         self._chunks: list[Chunk] = []
-        self._ends = [0, 0]
-        self._newlines = [0, 0]
+        self._counts = Counts()
+        # Of each stream, for `block`.
+        self._read = [0, 0]
+        self._memory_cost = 0
+        # Of what is not on disk.
+        self._unspilled_cost = 0
+        self._kept_in_memory = 0
+        self._spill: Spill | None = None
+        self._disk_end = 0
+        self._is_writing = False
+        self._is_payer = False
+        self._retry_at = 0
         self._closed = False
         self._readers = trio.lowlevel.ParkingLot()
+        self._writer = trio.lowlevel.ParkingLot()
+        self.spill_error: str | None = None
+
+    def __del__(self) -> None:
+        # The bound of all logs together is of those that take memory.
+        self._store.memory_bytes -= self._memory_cost
 
     @property
     def start(self) -> int:
         """The position of the oldest byte that is still kept."""
+        oldest = self._spill.oldest if self._spill is not None else None
+        if oldest is not None:
+            return oldest.start.position
         return self._chunks[0].position if self._chunks else self.end
 
     @property
     def start_offsets(self) -> Offsets:
-        """Of each stream, the offset of the oldest byte that is still kept."""
-        if not self._chunks:
-            return self.end_offsets
-        first = self._chunks[0]
-        return Offsets(first.offset_of("stdout"), first.offset_of("stderr"))
+        """Of each stream, an offset at or before its oldest byte that is still kept."""
+        oldest = self._spill.oldest if self._spill is not None else None
+        if oldest is not None:
+            return oldest.start.offsets
+        return self._chunks[0].offsets if self._chunks else self.end_offsets
 
     @property
     def end(self) -> int:
         """The position after the newest byte."""
-        return self._ends[0] + self._ends[1]
+        return self._counts.end
 
     @property
     def end_offsets(self) -> Offsets:
         """Of each stream, the offset after its newest byte."""
-        return Offsets(*self._ends)
+        return Offsets(*self._counts.ends)
 
     @property
     def closed(self) -> bool:
@@ -138,101 +149,351 @@ class OutputLog:
     @property
     def kept_bytes(self) -> int:
         """How many bytes can be read."""
-        return self.end - self.start
+        return self._kept_in_memory + (0 if self._spill is None else self._spill.kept_bytes)
 
     @property
     def dropped_bytes(self) -> int:
-        """How many bytes went because of the limit."""
-        return self.start
+        """How many bytes have gone."""
+        return self.end - self.kept_bytes
+
+    @property
+    def spilled_bytes(self) -> int:
+        """How many bytes can be read from disk."""
+        return 0 if self._spill is None else self._spill.kept_bytes
 
     def newlines(self, stream: Stream) -> int:
         """How many newlines a stream has had."""
-        return self._newlines[stream == "stderr"]
+        return self._counts.newlines[stream == "stderr"]
+
+    # --- writing ---
 
     def append(self, stream: Stream, data: bytes, timestamp_ms: int) -> None:
         """Add captured bytes and wake the readers that wait for them."""
         assert data
         assert not self._closed
-        which = stream == "stderr"
-        self._chunks.append(
-            Chunk(self.end, timestamp_ms, stream, data, self._ends[which], self._newlines[which])
-        )
-        self._ends[which] += len(data)
-        self._newlines[which] += data.count(b"\n")
-        if self.kept_bytes > self._limit_bytes:
-            self._drop_oldest()
+        is_full = self._policy == "drop_newest" and self._is_full
+        chunk = self._counts.stamp(stream, data, timestamp_ms)
+        if is_full:
+            return
+        cost = len(data)
+        last = self._chunks[-1] if self._chunks else None
+        if (
+            last is not None
+            and last.stream == stream
+            and last.timestamp_ms == timestamp_ms
+            and len(last.data) < _MERGED_BYTES
+            and last.end == chunk.position
+            and last.position >= self._disk_end
+            and not self._is_writing
+        ):
+            self._chunks[-1] = msgspec.structs.replace(last, data=last.data + data)
+        else:
+            self._chunks.append(chunk)
+            cost += _CHUNK_OVERHEAD_BYTES
+        self._kept_in_memory += len(data)
+        self._unspilled_cost += cost
+        self._charge(cost)
+        if self._memory_cost > self._store.trim_above_bytes:
+            self._trim()
         self._readers.unpark_all()
-
-    def _drop_oldest(self) -> None:
-        # Down to 7/8 of the limit, so that the shift of a long list is paid
-        # once for many chunks.
-        wanted_start = self.end - self._limit_bytes * 7 // 8
-        count = bisect_right(self._chunks, wanted_start, key=_position)
-        del self._chunks[: min(count, len(self._chunks) - 1)]
 
     def close(self) -> None:
         """Declare the output complete; readers end after the last byte."""
         self._closed = True
         self._readers.unpark_all()
+        if self._spill is not None and self.is_settled:
+            self._spill.finish()  # Else `settle` does.
 
-    def cursor(self, position: int = 0, *, stream: Stream | None = None) -> Cursor:
-        """A new reader from `position` on, of both streams or of one."""
-        return Cursor(self, position, stream)
+    @property
+    def is_settled(self) -> bool:
+        """Whether `settle` has nothing to do."""
+        has_too_much = self._unspilled_cost > self._store.limits.memory_bytes and self._can_spill
+        return not has_too_much and (self._policy != "block" or not self._is_full)
+
+    async def settle(self, source: Source | None = None) -> None:
+        """Spill what is too much for memory; under `block`, wait for readers to make room.
+
+        One task at a time, and nothing may be appended meanwhile. If cancelled,
+        nothing is lost.
+
+        Args:
+          source: gives what is to be appended next, and is called in a thread;
+            what it has is spilled in the same go.
+        """
+        if self._unspilled_cost > self._store.limits.memory_bytes and self._can_spill:
+            await self._spill_unspilled(source)
+        if self._closed:
+            if self._spill is not None:
+                self._spill.finish()
+        elif self._policy == "block":
+            while self._is_full and self.kept_bytes and not self._drop_read():
+                await self._writer.park()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether a bound is reached."""
+        limits = self._store.limits
+        if self._store.memory_bytes > limits.total_memory_bytes:
+            return True
+        if not self._can_spill:
+            return self._unspilled_cost >= self._store.unspilled_bytes
+        spilled = 0 if self._spill is None else self._spill.size
+        return (
+            spilled + self._unspilled_cost >= limits.log_bytes
+            or self._store.disk_bytes + self._unspilled_cost >= limits.total_bytes
+        )
+
+    @property
+    def _can_spill(self) -> bool:
+        return self._store.can_spill and self.end >= self._retry_at
+
+    async def _spill_unspilled(self, source: Source | None) -> None:
+        """Write what is not on disk, unless that fails."""
+        if self._spill is None:
+            self._spill = self._store.spill(self._name)
+            self._become_payer()
+        spill = self._spill
+        may_drop = self._policy == "drop_oldest"
+        while chunks := self._chunks[self._first_from(self._disk_end) :]:
+            size = size_of(chunks)
+            while may_drop and spill.oldest and spill.size + size > self._store.limits.log_bytes:
+                spill.drop(spill.oldest)
+            error: OSError | None = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            if self._store.make_room(size):
+                self._is_writing = True
+                try:
+                    poured = await spill.pour(chunks, self._counts, source)
+                finally:
+                    self._is_writing = False
+                self._take_in(chunks, poured)
+                error = poured.error
+            if error is None:
+                break
+            self.spill_error = error.strerror
+            is_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not (is_space and may_drop and spill.oldest):
+                self._retry_at = self.end + _RETRY_BYTES
+                break
+            spill.drop(spill.oldest)
+        self._trim()
+
+    def _take_in(self, chunks: list[Chunk], poured: Poured) -> None:
+        """Know what is on disk now, and what else has come from the source."""
+        if not poured.rest or poured.rest[0] is not chunks[0]:
+            self._disk_end = poured.extent.end
+            for chunk in chunks:
+                self._unspilled_cost -= _cost(chunk)
+                self._kept_in_memory -= len(chunk.data)
+            new = poured.rest
+            self._chunks += new
+            for chunk in new:
+                self._unspilled_cost += _cost(chunk)
+                self._kept_in_memory += len(chunk.data)
+                self._charge(_cost(chunk))
+        if poured.counts.end > self.end:
+            self._counts = poured.counts
+            self._readers.unpark_all()
+
+    def _drop_read(self) -> bool:
+        """Drop the oldest output as far as it has been read and is in the way; whether any was."""
+        has_dropped = False
+        while self._is_full:
+            oldest = None if self._spill is None else self._spill.oldest
+            if oldest is not None:
+                assert self._spill is not None
+                if not self._is_read(oldest.extent.end_offsets):
+                    break
+                self._spill.drop(oldest)
+            elif self._chunks and self._is_read(self._chunks[0].end_offsets):
+                self._drop_chunks(1)
+            else:
+                break
+            has_dropped = True
+        return has_dropped
+
+    def _is_read(self, offsets: Offsets) -> bool:
+        return self._read[0] >= offsets.stdout and self._read[1] >= offsets.stderr
+
+    def _trim(self) -> None:
+        """Let go of what is in memory beyond its bounds."""
+        limits = self._store.limits
+        if self._memory_cost > limits.memory_bytes:
+            self._become_payer()
+        # What is on disk as well is no loss.
+        count, excess = 0, self._memory_cost - limits.memory_bytes
+        while (
+            excess > 0 and count < len(self._chunks) and self._chunks[count].end <= self._disk_end
+        ):
+            excess -= _cost(self._chunks[count])
+            count += 1
+        self._drop_chunks(count)
+        bound = self._store.unspilled_bytes
+        if self._unspilled_cost > bound and self._policy == "drop_oldest":
+            # Down to 7/8, so that the shift of a long list is paid once for many chunks.
+            self._drop_memory(self._unspilled_cost - bound * 7 // 8)
+
+    def _drop_memory(self, cost: int) -> None:
+        """Drop the oldest in memory, but never the newest chunk."""
+        count = 0
+        while cost > 0 and count < len(self._chunks) - 1:
+            cost -= _cost(self._chunks[count])
+            count += 1
+        if not self._is_writing:
+            self._drop_chunks(count)
+
+    def _drop_chunks(self, count: int) -> None:
+        dropped = self._chunks[:count]
+        del self._chunks[:count]
+        freed = 0
+        for chunk in dropped:
+            freed += _cost(chunk)
+            if chunk.position >= self._disk_end:
+                self._unspilled_cost -= _cost(chunk)
+                self._kept_in_memory -= len(chunk.data)
+        self._charge(-freed)
+
+    def _charge(self, cost: int) -> None:
+        self._memory_cost += cost
+        self._store.charge(cost)
+
+    # --- a payer for all logs together ---
+
+    def _become_payer(self) -> None:
+        if self._policy == "drop_oldest" and not self._is_payer:
+            self._is_payer = True
+            self._store.payers.add(self)
+
+    @property
+    def memory_to_drop(self) -> int:
+        """How many bytes of memory it could give."""
+        return 0 if self._is_writing or len(self._chunks) < 2 else self._memory_cost
+
+    @property
+    def disk_to_drop(self) -> int:
+        """How many bytes on disk it could give."""
+        return 0 if self._is_writing or self._spill is None else self._spill.size
+
+    def drop_memory(self) -> None:
+        """Give an eighth of its memory, so that others may have it."""
+        self._drop_memory(self._memory_cost // 8)
+
+    def drop_disk(self) -> None:
+        """Give its oldest file."""
+        if self._spill is not None and self._spill.oldest is not None:
+            self._spill.drop(self._spill.oldest)
+
+    # --- reading ---
+
+    def cursor(
+        self, position: int = 0, *, stream: Stream | None = None, stop: int | None = None
+    ) -> Cursor:
+        """A new reader from `position` on, of both streams or of one; see `Cursor`."""
+        return Cursor(self, position, stream, stop)
+
+    async def read_all(self, stream: Stream) -> bytes:
+        """All bytes of one stream that are kept now."""
+        cursor = self.cursor(stream=stream, stop=self.end)
+        parts: list[bytes] = []
+        while chunks := await cursor.read():
+            parts += [chunk.data for chunk in chunks]
+        return b"".join(parts)
 
     def position_of(self, stream: Stream, offset: int) -> int:
         """A position from which everything of `stream` from `offset` on is still to come.
 
-        And nothing of it that could be left out: at most a chunk's part.
+        And not much else: what comes before it is of less than a megabyte.
         """
-        index = bisect_right(self._chunks, offset, key=lambda chunk: chunk.offset_of(stream)) - 1
-        if index < 0:
-            return self.start
-        chunk = self._chunks[index]
-        if chunk.stream != stream:
-            return chunk.position
-        return chunk.position + min(offset - chunk.offset, len(chunk.data))
+        index = bisect_right(self._chunks, offset, key=lambda chunk: chunk.offsets.of(stream)) - 1
+        if index >= 0:
+            return self._chunks[index].position
+        mark = None if self._spill is None else self._spill.mark_before(offset, stream)
+        return self.start if mark is None else mark.position
 
-    def offsets_of_tail(self, count: int, stream: Stream | None = None) -> Offsets:
+    async def offsets_of_tail(self, count: int, stream: Stream | None = None) -> Offsets:
         """Where the last `count` lines begin, of one stream or of both in the order of their ends.
 
         An unterminated last line counts, and ends last.
         """
         streams = STREAMS if stream is None else (stream,)
-        begins: dict[Stream, int] = {}
-        seen: set[Stream] = set()
-        left = count
-        for chunk in reversed(self._chunks):
-            if chunk.stream in streams and chunk.stream not in seen:
-                seen.add(chunk.stream)
-                if not chunk.data.endswith(b"\n"):
-                    if left > 0:
-                        left -= 1
-                    else:
-                        begins[chunk.stream] = self.end_offsets.of(chunk.stream)
-            if len(seen) == len(streams):
-                break
-        for chunk in reversed(self._chunks):
-            if len(begins) == len(streams):
-                break
-            if chunk.stream not in streams:
-                continue
-            newline = len(chunk.data)
-            while chunk.stream not in begins and (
-                (newline := chunk.data.rfind(b"\n", 0, newline)) >= 0
-            ):
-                if left > 0:
-                    left -= 1
-                else:
-                    begins[chunk.stream] = chunk.offset + newline + 1
+        tail = _Tail(count, streams, self.end_offsets)
+        if count <= sum(self.newlines(name) for name in streams):
+            await self._feed(tail)
         start = self.start_offsets
         return Offsets(
-            begins.get("stdout", start.stdout if "stdout" in streams else 0),
-            begins.get("stderr", start.stderr if "stderr" in streams else 0),
+            tail.begins.get("stdout", start.stdout if "stdout" in streams else 0),
+            tail.begins.get("stderr", start.stderr if "stderr" in streams else 0),
         )
 
-    def read_bytes(self, stream: Stream) -> bytes:
-        """All kept bytes of one stream."""
-        return b"".join(chunk.data for chunk in self._chunks if chunk.stream == stream)
+    async def _feed(self, tail: _Tail) -> None:
+        """Show a tail the output, from its end on backwards, until it has found its beginning."""
+        await trio.lowlevel.checkpoint()
+        segments = [] if self._spill is None else self._spill.segments()
+        for chunk in reversed(self._chunks[self._first_from(self._disk_end) :]):
+            tail.add(chunk)
+            if tail.is_found:
+                return
+        for segment in reversed(segments):
+            assert self._spill is not None
+            try:
+                chunks = await self._spill.read_segment(segment)
+            except OSError:
+                return  # Dropped by now, or unreadable: what is kept begins behind it.
+            for chunk in reversed(chunks):
+                tail.add(chunk)
+                if tail.is_found:
+                    return
+
+    async def read_from(
+        self, position: int, max_bytes: int, place: Place | None
+    ) -> tuple[list[Chunk], Place | None]:
+        """The first chunks that end behind `position` and are kept, and where they end on disk.
+
+        About `max_bytes` of them; none if none is kept from there on. For
+        cursors, which keep the place for their next call.
+        """
+        first = self._first_from(position)
+        if first < len(self._chunks) and (
+            self._spill is None
+            or self._chunks[first].position <= position
+            or position >= self._disk_end
+        ):
+            size, last = 0, first
+            while last < len(self._chunks) and size < max_bytes:
+                size += len(self._chunks[last].data)
+                last += 1
+            return self._chunks[first:last], None
+        while (spill := self._spill) is not None:
+            if place is None or place.file.is_dropped or place.place >= place.file.extent.size:
+                place = spill.place_of(position)
+            if place is None:
+                break
+            try:
+                chunks, place = await spill.read(place, max_bytes)
+            except OSError as error:
+                if not place.file.is_dropped:
+                    self.spill_error = error.strerror
+                    spill.drop(place.file)
+                place = None
+                continue
+            if chunks:
+                return chunks, place
+        # Nothing of it on disk: what there is begins in memory, behind a hole.
+        if position < self._disk_end:
+            return await self.read_from(self._disk_end, max_bytes, None)
+        return [], None
+
+    def note_read(self, chunks: list[Chunk]) -> None:
+        """Know what somebody has read, as `block` wants it."""
+        if self._policy == "block":
+            for chunk in chunks:
+                which = chunk.stream == "stderr"
+                self._read[which] = max(self._read[which], chunk.offset + len(chunk.data))
+            self._writer.unpark_all()
+
+    def _first_from(self, position: int) -> int:
+        """The index of the first chunk in memory that ends behind `position`."""
+        index = bisect_right(self._chunks, position, key=_position)
+        return index - (index > 0 and self._chunks[index - 1].end > position)
 
 
 class Cursor:
@@ -240,63 +501,125 @@ class Cursor:
 
     Cancelling a read loses nothing: the position moves only past what was
     returned.
+
+    Args:
+      log: what to read.
+      position: where to begin; what is kept no more is passed over.
+      stream: the one to read, or None for both.
+      stop: where to end, at most the log's end; None to go on as the process
+        does, until the log is complete.
     """
 
-    __slots__ = ("_log", "_position", "_stream")
+    __slots__ = ("_log", "_place", "_position", "_stop", "_stream", "_taken")
 
-    def __init__(self, log: OutputLog, position: int, stream: Stream | None) -> None:
+    def __init__(
+        self, log: OutputLog, position: int, stream: Stream | None, stop: int | None
+    ) -> None:
+        assert stop is None or stop <= log.end
         self._log = log
         self._position = position
         self._stream = stream
+        self._stop = stop
+        self._place: Place | None = None
+        self._taken: list[Chunk] = []
 
     @property
     def position(self) -> int:
         """The position after what has been read; a new cursor from here goes on exactly there."""
-        return self._position
+        return self._taken[-1].position if self._taken else self._position
 
-    def take(self, max_bytes: int) -> list[Chunk]:
-        """What is there now, without waiting: whole chunks until `max_bytes` are reached.
-
-        Never empty unless nothing of this cursor's stream is left to read now.
-        The position also moves past chunks of the other stream.
-        """
-        chunks = self._log._chunks
-        # The position may lie inside a chunk, which then is the one before.
-        first = bisect_right(chunks, self._position, key=_position)
-        if first and chunks[first - 1].end > self._position:
-            first -= 1
-        taken: list[Chunk] = []
-        size = 0
-        for index in range(first, len(chunks)):
-            if size >= max_bytes:
-                return taken
-            chunk = chunks[index]
-            read_before = self._position - chunk.position
-            self._position = chunk.end
-            if self._stream is not None and chunk.stream != self._stream:
-                continue
-            taken.append(chunk.without(read_before) if read_before > 0 else chunk)
-            size += len(taken[-1].data)
-        return taken
-
-    async def wait(self) -> bool:
-        """Wait until there may be more to take; False once the log is complete and read."""
+    async def read(self, max_bytes: int = _READ_BYTES) -> list[Chunk]:
+        """Wait for output, and return about `max_bytes` of what there is; nothing at the end."""
+        log = self._log
         await trio.lowlevel.checkpoint()
-        while self._position >= self._log.end:
-            if self._log.closed:
-                return False
-            await self._log._readers.park()
-        return True
+        if self._taken:  # By an iteration.
+            taken = self._taken[::-1]
+            self._taken.clear()
+            return taken
+        while self._stop is None or self._position < self._stop:
+            if self._position < log.end:
+                if taken := await self._take(max_bytes):
+                    return taken
+            elif log.closed:
+                break
+            else:
+                await log._readers.park()
+        return []
+
+    async def _take(self, max_bytes: int) -> list[Chunk]:
+        """The next chunks that are kept, of those the ones that are wanted."""
+        log = self._log
+        end = log.end
+        chunks, self._place = await log.read_from(self._position, max_bytes, self._place)
+        read_before = self._position
+        self._position = chunks[-1].end if chunks else end
+        if chunks and chunks[0].position < read_before:
+            chunks[0] = chunks[0].without(read_before - chunks[0].position)
+        if self._stop is not None and self._position > self._stop:
+            chunks = [chunk for chunk in chunks if chunk.position < self._stop]
+            if chunks and chunks[-1].end > self._stop:
+                chunks[-1] = chunks[-1].up_to(self._stop)
+            self._position = self._stop
+        if self._stream is not None:
+            chunks = [chunk for chunk in chunks if chunk.stream == self._stream]
+        log.note_read(chunks)
+        return chunks
 
     def __aiter__(self) -> Cursor:
         return self
 
     async def __anext__(self) -> Chunk:
-        while await self.wait():
-            if taken := self.take(1):
-                return taken[0]
-        raise StopAsyncIteration
+        if not self._taken:
+            self._taken = (await self.read())[::-1]
+            if not self._taken:
+                raise StopAsyncIteration
+        else:
+            await trio.lowlevel.checkpoint()
+        return self._taken.pop()
+
+
+class _Tail:
+    """Finds where the last lines begin, given the output backwards."""
+
+    def __init__(self, count: int, streams: tuple[Stream, ...], end: Offsets) -> None:
+        self.begins: dict[Stream, int] = {}
+        self._left = count
+        self._streams = streams
+        self._end = end
+        self._seen: set[Stream] = set()
+
+    @property
+    def is_found(self) -> bool:
+        """Whether it is known of every stream."""
+        return len(self.begins) == len(self._streams)
+
+    def add(self, chunk: Chunk) -> None:
+        """The chunk before the one that was added last."""
+        stream, data = chunk.stream, chunk.data
+        if stream not in self._streams or stream in self.begins:
+            return
+        if stream not in self._seen:
+            self._seen.add(stream)
+            if not data.endswith(b"\n"):
+                self._end_line(stream, self._end.of(stream))
+        newlines = data.count(b"\n")
+        if newlines <= self._left:
+            self._left -= newlines
+            return
+        newline = len(data)
+        while stream not in self.begins and (newline := data.rfind(b"\n", 0, newline)) >= 0:
+            self._end_line(stream, chunk.offset + newline + 1)
+
+    def _end_line(self, stream: Stream, offset: int) -> None:
+        if self._left > 0:
+            self._left -= 1
+        else:
+            self.begins[stream] = offset
 
 
 def _position(chunk: Chunk) -> int:
     return chunk.position
+
+
+def _cost(chunk: Chunk) -> int:
+    return len(chunk.data) + _CHUNK_OVERHEAD_BYTES

@@ -14,9 +14,10 @@ from typing import Literal
 import trio
 
 from .cgroups import Leaf
+from .chunk import BEGINNING, Offsets, Stream
 from .errors import CgroupsUnavailable, InvalidSignal, ProcessNotRunning, StdinNotWritable
 from .lines import LineReader
-from .output import BEGINNING, Cursor, Offsets, OutputLog, Stream
+from .output import Cursor, OutputLog
 from .record import End, ProcessRecord, Reason, Status, Usage
 from .spec import ProcessSpec
 from .stdin import Stdin
@@ -144,7 +145,12 @@ class Process:
     @property
     def stdin_writable(self) -> bool:
         """Whether stdin is a pipe that is still open here."""
-        return self._stdin is not None and self._stdin.writable
+        return self._unit is not None and self._stdin is not None and self._stdin.writable
+
+    @property
+    def stdin_accepted_bytes(self) -> int:
+        """How much of what was written to it the stdin pipe has taken."""
+        return 0 if self._stdin is None else self._stdin.accepted_bytes
 
     @property
     def record(self) -> ProcessRecord:
@@ -157,6 +163,7 @@ class Process:
             signal=self.signal,
             oom_killed=self.status == "oom_killed",
             stdin_writable=self.stdin_writable,
+            stdin_accepted_bytes=self.stdin_accepted_bytes,
             command=self.command,
             args=self.args,
             started_at=self.started_at,
@@ -164,6 +171,8 @@ class Process:
             duration_us=self._duration_us,
             output_kept_bytes=self.log.kept_bytes,
             output_dropped_bytes=self.log.dropped_bytes,
+            output_spilled_bytes=self.log.spilled_bytes,
+            output_spill_error=self.log.spill_error,
             reason=self.reason,
             signaled_by=self._signaled_by,
             oom_kills=self.oom_kills,
@@ -181,14 +190,17 @@ class Process:
         stream: Stream | None = None,
         resume: Offsets = BEGINNING,
         max_line_bytes: int | None = None,
+        follow: bool = True,
     ) -> LineReader:
         """Read the output as lines: an async iterator, live until the end.
 
-        Yields a `Line`, or a `Gap` where the log's limit has cost bytes.
+        Yields a `Line`, or a `Gap` where bytes are missing.
 
         Args: see `LineReader`.
         """
-        return LineReader(self.log, stream=stream, resume=resume, max_line_bytes=max_line_bytes)
+        return LineReader(
+            self.log, stream=stream, resume=resume, max_line_bytes=max_line_bytes, follow=follow
+        )
 
     async def wait(self) -> ProcessRecord:
         """Wait for the end and return the final record.
@@ -269,13 +281,15 @@ class Process:
 
         While the pipe is full this waits for the process to read, and ends
         when the process does. Concurrent writes follow each other whole. If
-        cancelled, a part of `data` may have been written.
+        cancelled, a part of `data` may have been written; `stdin_accepted_bytes`
+        tells.
 
         Raises:
-          StdinNotWritable: not a pipe, closed, or no process reads it.
+          StdinNotWritable: not a pipe, closed, or no process reads it; it says
+            how much of `data` was written before.
         """
-        if self._stdin is None:
-            raise StdinNotWritable(f"stdin of {self._name} is not an open pipe", field="stdin")
+        if self._stdin is None or self._unit is None:
+            raise StdinNotWritable(f"stdin of {self._name} is not an open pipe")
         await self._stdin.write(data)
 
     async def close_stdin(self) -> None:
@@ -287,8 +301,8 @@ class Process:
           StdinNotWritable: stdin was never a pipe.
         """
         if self.spec.stdin_mode != "pipe":
-            raise StdinNotWritable(f"stdin of {self._name} is not a pipe", field="stdin")
-        if self._stdin is not None:
+            raise StdinNotWritable(f"stdin of {self._name} is not a pipe")
+        if self._stdin is not None and self._unit is not None:
             await self._stdin.close()
 
     @property
@@ -363,7 +377,7 @@ class Process:
     def finish(self, end: End) -> None:
         """The end is complete: close the log and make the status final, both at once."""
         self._end = end
-        self._unit = self._leaf = self._stdin = None
+        self._unit = self._leaf = None
         self.log.close()
         self._ended.set()
 

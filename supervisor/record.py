@@ -72,6 +72,7 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
       signal: set only when `signaled` or `oom_killed`.
       oom_killed: whether the kernel killed the leader for memory.
       stdin_writable: whether `write_stdin` can succeed.
+      stdin_accepted_bytes: how many bytes its stdin pipe has taken.
       command: as requested.
       args: as requested.
       started_at: when the program was started.
@@ -79,7 +80,11 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
       duration_us: from start to exit on the monotonic clock, in microseconds;
         None while running.
       output_kept_bytes: captured bytes that can be read.
-      output_dropped_bytes: captured bytes that the log's limit has cost so far.
+      output_dropped_bytes: captured bytes that the bounds of outputs have cost so far.
+      output_spilled_bytes: kept bytes that are in the state directory.
+      output_spill_error: why not all that should be there could be put there, the
+        newest reason; None if nothing went wrong. Such output stays in memory, as
+        far as its bounds allow.
       reason: why it ended: as `status`, or `timed_out`; None while running.
       signaled_by: who sent the deadly signal: `supervisor` for one of its own
         (kill, signal, stop, timeout), else `other`; None if no signal did.
@@ -96,6 +101,7 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
     signal: int | None
     oom_killed: bool
     stdin_writable: bool
+    stdin_accepted_bytes: int
     command: str
     args: tuple[str, ...]
     started_at: int
@@ -103,6 +109,8 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
     duration_us: int | None
     output_kept_bytes: int
     output_dropped_bytes: int
+    output_spilled_bytes: int
+    output_spill_error: str | None
     reason: Reason | None
     signaled_by: Literal["supervisor", "other"] | None
     oom_kills: int

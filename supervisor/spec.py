@@ -12,6 +12,7 @@ from .errors import BadEnvironmentName, InvalidText, NulByte, SpecError
 StdinMode = Literal["closed", "pipe"]
 OutputMode = Literal["capture", "discard"]
 Descendants = Literal["kill", "keep"]
+OutputPolicy = Literal["drop_oldest", "drop_newest", "block"]
 
 # (uid_t)-1 means "leave unchanged" to setresuid(2), so it is no id.
 AccountId = Annotated[int, Meta(ge=0, le=2**32 - 2)]
@@ -77,9 +78,11 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
       stdin_mode: `closed` reads end-of-file at once, `pipe` is fed by `write_stdin`.
       stdout_mode: `capture` into the process's output log, or `discard`. The
         log takes everything at once: a slow reader does not slow the process,
-        but may find that the log's limit has cost the oldest bytes.
+        but may find that the log's bounds have cost the oldest bytes.
       stderr_mode: the same for stderr.
       limits: what it may use, over the supervisor's defaults.
+      output_policy: what happens when its output reaches a bound, `drop_oldest`,
+        `drop_newest` or `block` (see `OutputLimits`); the supervisor's when None.
       descendants: what happens to those that are alive when the leader exits:
         `kill`, or `keep` until they end by themselves, the process is killed,
         or the supervisor stops. What they write after the leader's end is
@@ -95,6 +98,7 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     stdout_mode: OutputMode = "capture"
     stderr_mode: OutputMode = "capture"
     limits: Limits = Limits()
+    output_policy: OutputPolicy | None = None
     descendants: Descendants = "kill"
 
     def check(self) -> None:

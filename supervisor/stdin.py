@@ -17,31 +17,46 @@ class Stdin:
 
     Args:
       descriptor: the write end, which this object owns from here on.
+
+    Attributes:
+      accepted_bytes: how many bytes the pipe has taken; also of writes that
+        have failed or were cancelled.
     """
 
-    __slots__ = ("_lock", "_stream")
+    __slots__ = ("_descriptor", "_lock", "accepted_bytes")
 
     def __init__(self, descriptor: int) -> None:
-        self._stream: trio.lowlevel.FdStream | None = trio.lowlevel.FdStream(descriptor)
+        # Only ours: the child has the read end, and a description of its own.
+        os.set_blocking(descriptor, False)
+        self._descriptor: int | None = descriptor
         self._lock = trio.Lock()
+        self.accepted_bytes = 0
 
     @property
     def writable(self) -> bool:
         """Whether the pipe is open on this side."""
-        return self._stream is not None
+        return self._descriptor is not None
 
     async def write(self, data: bytes) -> None:
         """Return once the pipe has taken all of `data`; see `Process.write_stdin`."""
         async with self._lock:
-            if self._stream is None:
-                raise StdinNotWritable("stdin is closed", field="stdin")
-            try:
-                await self._stream.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-                self.close_now()
-                raise StdinNotWritable(
-                    "the process no longer reads its stdin", field="stdin"
-                ) from error
+            if self._descriptor is None:
+                raise StdinNotWritable("stdin is closed")
+            written = 0
+            while written < len(data):
+                try:
+                    try:
+                        count = os.write(self._descriptor, memoryview(data)[written:])
+                    except BlockingIOError:
+                        await trio.lowlevel.wait_writable(self._descriptor)
+                        continue
+                except (OSError, trio.ClosedResourceError) as error:
+                    self.close_now()
+                    raise StdinNotWritable(
+                        "the process no longer reads its stdin", accepted_bytes=written
+                    ) from error
+                written += count
+                self.accepted_bytes += count
 
     async def close(self) -> None:
         """Close after the writes that came before."""
@@ -50,9 +65,10 @@ class Stdin:
 
     def close_now(self) -> None:
         """Close at once; a writer that waits for the pipe gets `StdinNotWritable`."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._descriptor is not None:
+            trio.lowlevel.notify_closing(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def open_stdin() -> tuple[Stdin, int]:

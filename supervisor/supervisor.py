@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import msgspec
 import trio
@@ -24,6 +25,7 @@ from .record import RunResult
 from .registry import Registry, Retention
 from .session import MARK_NAME
 from .spec import Limits, ProcessSpec, StdinMode, User
+from .store import OutputLimits, OutputStore
 
 _logger = logging.getLogger(__name__)
 
@@ -42,8 +44,10 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
       limits: what each process may use, where its spec says nothing.
       use_cgroups: whether to give every process a cgroup, where the host allows it.
       parked_launchers: how many launches are kept prepared, to make starts quicker.
-      output_limit_bytes: how much output each process's log keeps; past it
-        the oldest bytes go, and readers are told.
+      output: how much output is kept, and what happens past that.
+      state_dir: where outputs that are too large for memory are spilled to; None
+        to keep all in memory. Made if it is not there. No two supervisors can
+        share one.
       grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
       drain_seconds: how long descendants that hold the output pipes may go on
         writing after the leader's exit, before they are killed.
@@ -55,7 +59,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     use_cgroups: bool = True
     parked_launchers: int = 0
-    output_limit_bytes: int = 64 * 1024 * 1024
+    output: OutputLimits = OutputLimits()
+    state_dir: Path | None = None
     grace_seconds: float = 5.0
     drain_seconds: float = 0.05
 
@@ -70,10 +75,16 @@ class Supervisor:
     """
 
     def __init__(
-        self, nursery: trio.Nursery, host: Host, name: str, config: SupervisorConfig
+        self,
+        nursery: trio.Nursery,
+        host: Host,
+        store: OutputStore,
+        name: str,
+        config: SupervisorConfig,
     ) -> None:
         self.config = config
         self._host = host
+        self._store = store
         self.name = name
         self.opened_at = time.monotonic()
         self._nursery = nursery
@@ -110,7 +121,8 @@ class Supervisor:
         if timeout is not None and not timeout >= 0:
             raise SpecError("timeout is not a number of seconds", field="timeout")
         handle = next(self._handles)
-        process = Process(handle, spec, OutputLog(self.config.output_limit_bytes))
+        log = OutputLog(self._store, str(handle), spec.output_policy)
+        process = Process(handle, spec, log)
         mark = f"{self.name}-{handle}"
         account, environment = self._identity(spec, mark)
         limits = spec.limits.over(self.config.limits)
@@ -157,8 +169,8 @@ class Supervisor:
         return RunResult(
             record=record,
             reason=reason,
-            stdout=process.log.read_bytes("stdout"),
-            stderr=process.log.read_bytes("stderr"),
+            stdout=await process.log.read_all("stdout"),
+            stderr=await process.log.read_all("stderr"),
         )
 
     def by_handle(self, handle: int) -> Process:
@@ -264,14 +276,17 @@ async def open_supervisor(
     the log. A cancelled block is left only after that, too.
 
     What the block raises comes out as it is, not in an exception group.
+
+    Raises:
+      StateDirUnusable: the state directory cannot be used.
     """
     failure: BaseException | None = None
     name = secrets.token_hex(8)
     host = Host(name, use_cgroups=config.use_cgroups, parked_launchers=config.parked_launchers)
-    with host:
+    with OutputStore(config.output, config.state_dir) as store, host:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.run)
-            supervisor = Supervisor(nursery, host, name, config)
+            supervisor = Supervisor(nursery, host, store, name, config)
             nursery.start_soon(supervisor._registry.expire)
             try:
                 yield supervisor

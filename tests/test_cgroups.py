@@ -196,7 +196,7 @@ async def test_whatever_a_descendant_does_it_dies_with_the_leader(supervisor: Su
     escape = f"env -i PATH=$PATH setsid sh -c 'setsid sleep {unique} >/dev/null 2>&1 &'"
     process = await supervisor.start(sh(f"{escape} & {escape} & wait; echo done"))
     record = await process.wait()
-    assert process.log.read_bytes("stdout") == b"done\n"
+    assert await process.log.read_all("stdout") == b"done\n"
     assert record.members_killed == 2
     assert running_with(unique) == set()
 

@@ -5,26 +5,32 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor import Gap, Line, LineReader, Offsets, OutputLog, Stream
-from supervisor.output import BEGINNING, STREAMS
+from supervisor import Gap, Line, LineReader, Offsets, OutputLimits, OutputLog, OutputStore, Stream
+from supervisor.chunk import BEGINNING, STREAMS
 
 
-def _reader(*writes: tuple[Stream, bytes], limit_bytes: int = 10**9) -> LineReader:
-    log = OutputLog(limit_bytes)
+def _reader(*writes: tuple[Stream, bytes]) -> LineReader:
+    log = OutputLog(OutputStore())
     for time, (stream, data) in enumerate(writes):
         log.append(stream, data, time)
     log.close()
     return LineReader(log)
 
 
-def _lines(*writes: tuple[Stream, bytes]) -> list[Line | Gap]:
-    reader = _reader(*writes)
-    return [*reader.take(10**9), *reader.rest()]
+async def _lines(*writes: tuple[Stream, bytes]) -> list[Line | Gap]:
+    return await _rest_of(_reader(*writes))
 
 
-def test_only_a_newline_ends_a_line() -> None:
+async def _rest_of(reader: LineReader) -> list[Line | Gap]:
+    items: list[Line | Gap] = []
+    while batch := await reader.read(1000):
+        items += batch
+    return [*items, *reader.rest()]
+
+
+async def test_only_a_newline_ends_a_line() -> None:
     data = b"one\ntwo\r\n\nfour\rfour\x0cfour\xe2\x80\xa8four\r\r\nlast\r"
-    assert [line.text for line in _lines(("stdout", data)) if isinstance(line, Line)] == [
+    assert [line.text for line in await _lines(("stdout", data)) if isinstance(line, Line)] == [
         "one",
         "two",
         "",
@@ -33,16 +39,18 @@ def test_only_a_newline_ends_a_line() -> None:
     ]
 
 
-def test_a_character_cut_in_two_is_whole_and_a_broken_one_is_replaced() -> None:
-    assert _lines(("stdout", b"\xc3"), ("stdout", b"\xa9\n\xff\xfe\n"), ("stdout", b"\xc3")) == [
+async def test_a_character_cut_in_two_is_whole_and_a_broken_one_is_replaced() -> None:
+    assert await _lines(
+        ("stdout", b"\xc3"), ("stdout", b"\xa9\n\xff\xfe\n"), ("stdout", b"\xc3")
+    ) == [
         Line("é", 1, "stdout", Offsets(3, 0)),
         Line("\ufffd\ufffd", 1, "stdout", Offsets(6, 0)),
         Line("\ufffd", 2, "stdout", Offsets(7, 0)),
     ]
 
 
-def test_lines_come_in_the_order_of_their_ends() -> None:
-    assert _lines(
+async def test_lines_come_in_the_order_of_their_ends() -> None:
+    assert await _lines(
         ("stdout", b"begun "),
         ("stderr", b"whole\nopen"),
         ("stdout", b"later\nlast"),
@@ -59,7 +67,7 @@ def test_lines_come_in_the_order_of_their_ends() -> None:
     st.lists(st.tuples(st.sampled_from(STREAMS), st.text("ab\r\né", min_size=1)), min_size=1),
     st.data(),
 )
-def test_lines_do_not_depend_on_where_the_bytes_were_cut(
+async def test_lines_do_not_depend_on_where_the_bytes_were_cut(
     writes: list[tuple[Stream, str]], data: st.DataObject
 ) -> None:
     pieces: list[tuple[Stream, bytes]] = []
@@ -69,7 +77,7 @@ def test_lines_do_not_depend_on_where_the_bytes_were_cut(
         whole[stream] += raw
         cut = data.draw(st.integers(0, len(raw)))
         pieces += [(stream, part) for part in (raw[:cut], raw[cut:]) if part]
-    lines = _lines(*pieces)
+    lines = await _lines(*pieces)
     for stream in STREAMS:
         expected = whole[stream].split(b"\n")
         ended, last = expected[:-1], expected[-1]
@@ -80,14 +88,14 @@ def test_lines_do_not_depend_on_where_the_bytes_were_cut(
         ] == texts
 
 
-def test_a_gap_ends_what_was_open_and_is_told() -> None:
-    log = OutputLog(100)
+async def test_a_gap_ends_what_was_open_and_is_told() -> None:
+    log = OutputLog(OutputStore(OutputLimits(unspilled_bytes=1000)))
     reader = LineReader(log)
     log.append("stdout", b"x\nopen", 0)
-    assert reader.take(10**9) == [Line("x", 0, "stdout", Offsets(2, 0))]
+    assert await reader.read(10**9) == [Line("x", 0, "stdout", Offsets(2, 0))]
     for time in range(1, 30):
         log.append("stdout", b"%09d\n" % time, time)
-    open_line, gap, *rest = reader.take(10**9)
+    open_line, gap, *rest = await reader.read(10**9)
     assert open_line == Line("open", 0, "stdout", Offsets(6, 0))
     missing = log.start - 6
     assert gap == Gap("stdout", missing, missing // 10, Offsets(log.start, 0))
@@ -101,20 +109,19 @@ _texts = st.lists(st.tuples(st.sampled_from(STREAMS), st.text("ab\né", min_size
 
 
 @given(_texts, st.data())
-def test_whoever_resumes_gets_each_line_once(
+async def test_whoever_resumes_gets_each_line_once(
     writes: list[tuple[Stream, str]], data: st.DataObject
 ) -> None:
-    log = OutputLog(10**9)
+    log = OutputLog(OutputStore())
     for time, (stream, text) in enumerate(writes):
         log.append(stream, text.encode(), time)
     log.close()
-    everything = [*(reader := LineReader(log)).take(10**9), *reader.rest()]
+    everything = await _rest_of(LineReader(log))
     read: list[Line | Gap] = []
     resume = BEGINNING
     # Reconnecting after any number of lines, until all are there.
     while len(read) < len(everything):
-        reader = LineReader(log, resume=resume)
-        lines = [*reader.take(10**9), *reader.rest()]
+        lines = await _rest_of(LineReader(log, resume=resume))
         count = data.draw(st.integers(1, len(lines)))
         read += lines[:count]
         resume = lines[count - 1].resume
@@ -123,16 +130,16 @@ def test_whoever_resumes_gets_each_line_once(
 
 
 @given(_texts, st.integers(0, 12), st.sampled_from([None, *STREAMS]))
-def test_a_tail_is_the_last_lines(
+async def test_a_tail_is_the_last_lines(
     writes: list[tuple[Stream, str]], count: int, stream: Stream | None
 ) -> None:
-    log = OutputLog(10**9)
+    log = OutputLog(OutputStore())
     for time, (name, text) in enumerate(writes):
         log.append(name, text.encode(), time)
     log.close()
-    everything = [*(reader := LineReader(log, stream=stream)).take(10**9), *reader.rest()]
-    resume = log.offsets_of_tail(count, stream)
-    tail = [*(reader := LineReader(log, stream=stream, resume=resume)).take(10**9), *reader.rest()]
+    everything = await _rest_of(LineReader(log, stream=stream))
+    resume = await log.offsets_of_tail(count, stream)
+    tail = await _rest_of(LineReader(log, stream=stream, resume=resume))
     wanted = everything[max(0, len(everything) - count) :]
     assert _texts_of(tail) == _texts_of(wanted)
 
@@ -142,11 +149,11 @@ def _texts_of(items: list[Line | Gap]) -> list[str]:
 
 
 @given(st.text("aé€😀", min_size=1, max_size=200), st.integers(4, 50), st.data())
-def test_a_long_line_comes_in_parts_cut_between_characters(
+async def test_a_long_line_comes_in_parts_cut_between_characters(
     text: str, size: int, data: st.DataObject
 ) -> None:
     raw = text.encode()
-    log = OutputLog(10**9)
+    log = OutputLog(OutputStore())
     left = raw
     while left:
         cut = data.draw(st.integers(1, len(left)))
@@ -155,7 +162,7 @@ def test_a_long_line_comes_in_parts_cut_between_characters(
     log.append("stdout", b"\nnext\n", 1)
     log.close()
     reader = LineReader(log, max_line_bytes=size)
-    *parts, last, following = reader.take(10**9)
+    *parts, last, following = await _rest_of(reader)
     assert isinstance(last, Line)
     assert last.is_whole
     assert isinstance(following, Line)
@@ -169,11 +176,11 @@ def test_a_long_line_comes_in_parts_cut_between_characters(
     assert joined == text
     # And from any part on.
     for part in parts:
-        rest = LineReader(log, resume=part.resume).take(10**9)[0]
+        rest = (await LineReader(log, resume=part.resume).read(10**9))[0]
         assert isinstance(rest, Line)
         assert raw.decode().endswith(rest.text)
 
 
 async def test_iterating_gives_the_same_as_taking() -> None:
     writes: list[tuple[Stream, bytes]] = [("stdout", b"a\nb"), ("stderr", b"c"), ("stdout", b"d\n")]
-    assert [item async for item in _reader(*writes)] == _lines(*writes)
+    assert [item async for item in _reader(*writes)] == await _lines(*writes)

@@ -24,7 +24,7 @@ from api.problems import (
     Unauthorized,
 )
 from api.routes import PREFIX, ROUTES, Route
-from supervisor import SupervisorConfig, SupervisorError, errors
+from supervisor import OutputLimits, SupervisorConfig, SupervisorError, errors
 
 from .conftest import Daemon
 from .wire import parse_events
@@ -175,8 +175,8 @@ def test_every_error_class_has_a_status_and_a_code_of_its_own() -> None:
         for error in leaves(root)
         if error.__module__.startswith(("api.", "supervisor."))
     }
-    # A category of which only its subclasses are raised.
-    assert ours - set(STATUS) <= {errors.OutOfResources}
+    # A category of which only its subclasses are raised, and one that no request can raise.
+    assert ours - set(STATUS) <= {errors.OutOfResources, errors.StateDirUnusable}
     codes = [error.code for error in STATUS]
     assert len(set(codes)) == len(codes)
     for code in codes:
@@ -324,7 +324,7 @@ class TestWithSmallLogs:
 
     @pytest.fixture
     def config(self) -> SupervisorConfig:
-        return SupervisorConfig(output_limit_bytes=4096)
+        return SupervisorConfig(output=OutputLimits(unspilled_bytes=4096))
 
     async def test_a_gap_is_as_documented(self, daemon: Daemon) -> None:
         answer = await daemon.client.post("/processes", json={"command": "seq", "args": ["99999"]})

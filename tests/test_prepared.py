@@ -71,7 +71,7 @@ async def test_one_that_was_parked_in_another_directory_is_not_used(
     process = await supervisor.start(ProcessSpec(command="pwd"))
     assert process.pid not in before
     await process.wait()
-    assert process.log.read_bytes("stdout").decode().strip() == str(tmp_path)
+    assert (await process.log.read_all("stdout")).decode().strip() == str(tmp_path)
 
 
 async def test_limits_are_set_on_parked_ones_or_they_are_passed_over(

@@ -16,6 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from supervisor import (
     InvalidSignal,
     Line,
+    OutputLimits,
     Process,
     ProcessNotRunning,
     ProcessSpec,
@@ -118,7 +119,10 @@ async def test_both_streams_come_in_arrival_order(supervisor: Supervisor) -> Non
 async def test_a_discarded_stream_is_not_captured(supervisor: Supervisor) -> None:
     process = await supervisor.start(sh("echo a; echo b >&2", stdout_mode="discard"))
     await process.wait()
-    assert (process.log.read_bytes("stdout"), process.log.read_bytes("stderr")) == (b"", b"b\n")
+    assert (await process.log.read_all("stdout"), await process.log.read_all("stderr")) == (
+        b"",
+        b"b\n",
+    )
 
 
 async def test_the_output_can_be_read_live_again_and_from_any_point(
@@ -152,8 +156,8 @@ async def test_wait_means_that_the_output_is_complete(supervisor: Supervisor) ->
             sh("head -c 300000 /dev/zero; head -c 70000 /dev/zero >&2")
         )
         await process.wait()
-        assert len(process.log.read_bytes("stdout")) == 300_000
-        assert len(process.log.read_bytes("stderr")) == 70_000
+        assert len(await process.log.read_all("stdout")) == 300_000
+        assert len(await process.log.read_all("stderr")) == 70_000
 
 
 # --- descendants ---
@@ -221,7 +225,7 @@ async def test_kept_descendants_go_on_until_they_are_killed(supervisor: Supervis
     process = await supervisor.start(sh(f"sleep {unique} & echo hi", descendants="keep"))
     record = await process.wait()
     assert (record.exit_code, record.members_killed) == (0, 0)
-    assert process.log.read_bytes("stdout") == b"hi\n"
+    assert await process.log.read_all("stdout") == b"hi\n"
     assert len(running_with(unique)) == 1
     await process.kill()
     assert running_with(unique) == set()
@@ -273,7 +277,7 @@ async def test_a_signal_reaches_the_group(supervisor: Supervisor) -> None:
     process.send_signal(signal.SIGUSR1)
     with trio.fail_after(PATIENCE_SECONDS):
         await process.wait()
-    assert set(process.log.read_bytes("stdout").split()) == {b"ready", b"parent", b"child"}
+    assert set((await process.log.read_all("stdout")).split()) == {b"ready", b"parent", b"child"}
 
 
 async def test_a_wrong_signal_is_refused(supervisor: Supervisor) -> None:
@@ -321,7 +325,7 @@ async def test_stop_lets_a_process_clean_up(supervisor: Supervisor) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         await process.stop(PATIENCE_SECONDS)
     assert process.exit_code == 0
-    assert process.log.read_bytes("stdout") == b"ready\nbye\n"
+    assert await process.log.read_all("stdout") == b"ready\nbye\n"
 
 
 async def test_stop_kills_who_does_not_listen(supervisor: Supervisor) -> None:
@@ -369,7 +373,7 @@ async def test_stdin_reaches_the_process_and_its_end_too(supervisor: Supervisor)
     with pytest.raises(StdinNotWritable):
         await process.write_stdin(b"late")
     await process.wait()
-    assert process.log.read_bytes("stdout") == b"one\n" + bytes(range(256))
+    assert await process.log.read_all("stdout") == b"one\n" + bytes(range(256))
     await process.close_stdin()
 
 
@@ -437,7 +441,7 @@ async def test_concurrent_writes_follow_each_other_whole(supervisor: Supervisor)
             nursery.start_soon(process.write_stdin, bytes([letter]) * 200_000)
     await process.close_stdin()
     await process.wait()
-    written = process.log.read_bytes("stdout")
+    written = await process.log.read_all("stdout")
     assert len(written) == 1_000_000
     assert sum(a != b for a, b in pairwise(written)) == 4
 
@@ -461,7 +465,7 @@ class TestAFailureInsideOneProcess:
         assert process.signal == signal.SIGKILL
         await bystander.write_stdin(b"\n")
         await bystander.wait()
-        assert bystander.log.read_bytes("stdout") == b"fine\n"
+        assert await bystander.log.read_all("stdout") == b"fine\n"
 
 
 def _fail(*_: object) -> None:
@@ -473,7 +477,7 @@ class TestOutputLimit:
 
     @pytest.fixture
     def config(self) -> SupervisorConfig:
-        return SupervisorConfig(output_limit_bytes=200_000)
+        return SupervisorConfig(output=OutputLimits(unspilled_bytes=200_000))
 
     async def test_keeps_the_newest_and_counts_the_rest(self, supervisor: Supervisor) -> None:
         result = await supervisor.run(sh("seq 1 200000"))

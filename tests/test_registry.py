@@ -11,12 +11,13 @@ from supervisor.output import OutputLog
 from supervisor.process import Process
 from supervisor.record import End, ExitStatus
 from supervisor.registry import Registry
+from supervisor.store import OutputStore
 
 from .test_process import sh
 
 
 def _finished(registry: Registry, handle: int, pid: int, output: bytes = b"") -> Process:
-    process = Process(handle, ProcessSpec(command="true"), OutputLog(1000))
+    process = Process(handle, ProcessSpec(command="true"), OutputLog(OutputStore()))
     process.pid = pid
     registry.add(process)
     if output:

@@ -49,7 +49,7 @@ def problem(answer: httpx.Response) -> Problem:
     """The error that an answer is; fails if it is not one of the documented ones."""
     assert answer.headers["content-type"] == "application/json"
     body = answer.json()
-    assert body.keys() <= {"error", "code", "field"}
+    assert body.keys() <= {"error", "code", "field", "accepted_bytes"}
     assert isinstance(body["error"], str)
     assert body["error"]
     assert STATUS_OF[body["code"]] == answer.status_code < 500
@@ -235,7 +235,7 @@ async def test_unknown_fields_are_ignored(daemon: Daemon) -> None:
     unknown = {"shell": True, "Command": 1, "": None, "restart_policy": {"a": [1, {"b": 2}]}}
     process = await start(daemon, command="echo", args=["hi"], **unknown)
     await process.wait()
-    assert process.log.read_bytes("stdout") == b"hi\n"
+    assert await process.log.read_all("stdout") == b"hi\n"
     answer = await daemon.client.post("/processes/run", json={"command": "true", **unknown})
     assert '"exit_code":0' in answer.text
     # As large as JSON allows and a float does not.
@@ -336,7 +336,7 @@ async def test_half_a_surrogate_pair_is_refused(
 async def test_no_arguments_and_empty_arguments_are_fine(daemon: Daemon) -> None:
     process = await start(daemon, command="printf", args=["[%s]", "", "a", ""])
     await process.wait()
-    assert process.log.read_bytes("stdout") == b"[][a][]"
+    assert await process.log.read_all("stdout") == b"[][a][]"
     process = await start(daemon, command="true", args=[], env={"EMPTY": ""})
     assert (await process.wait()).exit_code == 0
 

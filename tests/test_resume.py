@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor import Process, SupervisorConfig
+from supervisor import OutputLimits, Process, SupervisorConfig
 
 from .conftest import Daemon
 from .wire import connect
@@ -144,7 +144,7 @@ async def test_raw_bytes_are_exact_whole_in_ranges_and_live(daemon: Daemon) -> N
     cursor = process.output()
     while cursor.position < 2 * size:
         await anext(cursor)
-    everything = process.log.read_bytes("stdout")
+    everything = await process.log.read_all("stdout")
     for stream in ("stdout", "stderr"):
         url = f"/processes/{pid}/{stream}/raw"
         answer = await daemon.client.get(url)
@@ -194,7 +194,8 @@ async def test_frames_say_when_where_and_what(daemon: Daemon) -> None:
 
     frames = decode((await daemon.client.get(url)).content)
     assert [(position, stream, data) for position, _, stream, data in frames] == [
-        (chunk.position, chunk.stream, chunk.data) for chunk in process.log.cursor().take(10**6)
+        (chunk.position, chunk.stream, chunk.data)
+        for chunk in await process.log.cursor().read(10**6)
     ]
     assert b"".join(frame[3] for frame in frames) == b"out\nerr\xff"
     rest = decode((await daemon.client.get(url, params={"from": 6})).content)
@@ -207,11 +208,11 @@ class TestOverTheLimit:
 
     @pytest.fixture
     def config(self) -> SupervisorConfig:
-        return SupervisorConfig(output_limit_bytes=100_000)
+        return SupervisorConfig(output=OutputLimits(unspilled_bytes=100_000))
 
     async def test_raw_says_how_much_is_missing(self, daemon: Daemon) -> None:
         process = await _ended(daemon, "seq 100000")
-        kept = process.log.read_bytes("stdout")
+        kept = await process.log.read_all("stdout")
         answer = await daemon.client.get(f"/processes/{process.pid}/stdout/raw")
         assert answer.content == kept
         assert answer.headers["creche-missing-bytes"] == str(process.log.dropped_bytes)

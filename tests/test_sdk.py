@@ -28,7 +28,7 @@ from tensorlake.sandbox import (  # type: ignore[import-untyped]  # It ships no 
     StdinMode,
 )
 
-from supervisor import SupervisorConfig
+from supervisor import OutputLimits, SupervisorConfig
 
 from .conftest import PATIENCE_SECONDS, Daemon
 from .kernel import descriptors, running_with
@@ -185,7 +185,7 @@ async def test_run_ends_when_its_client_gives_up(sdk: Sdk, daemon: Daemon, secon
     assert running_with(seconds) == set()
 
 
-@pytest.mark.parametrize("config", [SupervisorConfig(output_limit_bytes=1)])
+@pytest.mark.parametrize("config", [SupervisorConfig(output=OutputLimits(unspilled_bytes=1))])
 async def test_run_goes_on_after_a_gap(sdk: Sdk, daemon: Daemon, tmp_path: Path) -> None:
     def let_it_end(writer: int, pid: int) -> None:
         """The event loop waits too, so that all output is there before any is read."""
@@ -457,7 +457,7 @@ async def test_follow_loses_none_of_100_000_lines(sdk: Sdk) -> None:
     assert (await sdk.get_stdout(pid)).lines == MANY
 
 
-@pytest.mark.parametrize("config", [SupervisorConfig(output_limit_bytes=100_000)])
+@pytest.mark.parametrize("config", [SupervisorConfig(output=OutputLimits(unspilled_bytes=100_000))])
 async def test_follow_goes_on_after_a_gap(sdk: Sdk, daemon: Daemon) -> None:
     pid = (await sdk.start_process("seq", ["100000"])).pid
     with trio.fail_after(PATIENCE_SECONDS):

@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api import Server, create_app
-from supervisor import Process, Supervisor, SupervisorConfig
+from supervisor import OutputLimits, Process, Supervisor, SupervisorConfig
 
 from .conftest import PATIENCE_SECONDS, Daemon
 from .kernel import descriptors, running_with
@@ -38,7 +39,9 @@ _A_LITTLE = 2.0
 
 @pytest.fixture
 def config() -> SupervisorConfig:
-    return SupervisorConfig(output_limit_bytes=_FLOOD_BYTES // 2, grace_seconds=0.2)
+    return SupervisorConfig(
+        output=OutputLimits(unspilled_bytes=_FLOOD_BYTES // 2), grace_seconds=0.2
+    )
 
 
 class Command:
@@ -93,22 +96,23 @@ async def command(
     *options: str, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Command]:
     """The daemon as a process, which is killed at the end of the block if it is still there."""
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "api", "serve", *options],
-        stderr=-1,
-        cwd=_ROOT,
-        env=None if environment is None else dict(environment),
-    )
-    assert process.stderr is not None
-    async with process.stderr, trio.open_nursery() as nursery:
-        daemon = Command(process)
-        nursery.start_soon(daemon.read_log)
-        try:
-            yield daemon
-        finally:
-            with trio.CancelScope(shield=True):
-                process.kill()
-                await process.wait()
+    with tempfile.TemporaryDirectory() as state_dir:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "api", "serve", "--state-dir", state_dir, *options],
+            stderr=-1,
+            cwd=_ROOT,
+            env=None if environment is None else dict(environment),
+        )
+        assert process.stderr is not None
+        async with process.stderr, trio.open_nursery() as nursery:
+            daemon = Command(process)
+            nursery.start_soon(daemon.read_log)
+            try:
+                yield daemon
+            finally:
+                with trio.CancelScope(shield=True):
+                    process.kill()
+                    await process.wait()
 
 
 @asynccontextmanager
@@ -361,7 +365,7 @@ async def test_stdin_of_any_size_arrives_whole(daemon: Daemon) -> None:
         await daemon.client.post(f"/processes/{process.pid}/stdin/close")
         with trio.fail_after(PATIENCE_SECONDS):
             await process.wait()
-        assert process.log.read_bytes("stdout").split() == [digest.encode(), b"-"]
+        assert (await process.log.read_all("stdout")).split() == [digest.encode(), b"-"]
 
 
 async def test_stdin_that_is_not_read_holds_up_only_its_own_request(daemon: Daemon) -> None:

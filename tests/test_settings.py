@@ -67,8 +67,44 @@ OPTIONS = [
     Option(
         "--output-limit-bytes",
         ("1", "77"),
-        lambda settings: settings.supervisor.output_limit_bytes,
+        lambda settings: settings.supervisor.output.log_bytes,
         (1, 77),
+    ),
+    Option(
+        "--output-memory-bytes",
+        ("1", "77"),
+        lambda settings: settings.supervisor.output.memory_bytes,
+        (1, 77),
+    ),
+    Option(
+        "--output-unspilled-bytes",
+        ("1", "77"),
+        lambda settings: settings.supervisor.output.unspilled_bytes,
+        (1, 77),
+    ),
+    Option(
+        "--output-total-bytes",
+        ("1", "77"),
+        lambda settings: settings.supervisor.output.total_bytes,
+        (1, 77),
+    ),
+    Option(
+        "--output-total-memory-bytes",
+        ("1", "77"),
+        lambda settings: settings.supervisor.output.total_memory_bytes,
+        (1, 77),
+    ),
+    Option(
+        "--output-policy",
+        ("drop_newest", "block"),
+        lambda settings: settings.supervisor.output.policy,
+        ("drop_newest", "block"),
+    ),
+    Option(
+        "--state-dir",
+        ("/some/where", ""),
+        lambda settings: settings.supervisor.state_dir,
+        (Path("/some/where"), None),
     ),
     Option(
         "--grace-seconds",
@@ -118,7 +154,7 @@ def test_the_defaults_are_those_of_the_supervisor() -> None:
     assert not settings.insecure
     assert settings.log_level == "INFO"
     assert settings.supervisor.retention == config.retention
-    assert settings.supervisor.output_limit_bytes == config.output_limit_bytes
+    assert settings.supervisor.output == config.output
     assert settings.supervisor.grace_seconds == config.grace_seconds
 
 
@@ -394,6 +430,6 @@ async def test_help_names_every_option_its_variable_and_its_default() -> None:
         "--help",
     }
     config = SupervisorConfig()
-    for default in ("127.0.0.1:9501", config.output_limit_bytes, config.retention.count):
+    for default in ("127.0.0.1:9501", config.output.log_bytes, config.retention.count):
         assert str(default) in text
     assert not math.isnan(config.grace_seconds)

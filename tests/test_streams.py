@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from supervisor import SupervisorConfig
+from supervisor import OutputLimits, SupervisorConfig
 
 from .conftest import Daemon
 from .kernel import running_with
@@ -244,7 +244,7 @@ class TestOverTheLimit:
 
     @pytest.fixture
     def config(self) -> SupervisorConfig:
-        return SupervisorConfig(output_limit_bytes=100_000)
+        return SupervisorConfig(output=OutputLimits(unspilled_bytes=100_000))
 
     async def test_a_gap_is_an_event_of_its_own(self, daemon: Daemon) -> None:
         async with await connect(daemon.url) as connection:

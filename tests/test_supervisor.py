@@ -54,7 +54,7 @@ async def test_leaving_the_block_lets_processes_clean_up() -> None:
         )
         assert await first_line(process) == "ready"
     assert process.exit_code == 5
-    assert process.log.read_bytes("stdout") == b"ready\nbye\n"
+    assert await process.log.read_all("stdout") == b"ready\nbye\n"
 
 
 async def test_a_cancelled_block_leaves_nothing() -> None:

@@ -1,0 +1,411 @@
+"""Spilled output: what one log has on disk.
+
+A log's output is a row of files, the newest of which grows. A file is a row of
+frames, and a frame is a chunk: a header of fixed size, which says everything
+about it, and its bytes. Frames never change; dropping the oldest output is the
+removal of the oldest file.
+
+In memory there is a mark for about every 256 KiB, from which frames can be
+read in sequence. Reading and writing are done in threads, since a disk may
+take its time; the numbers change only in Trio's thread, after the fact.
+
+The files go when nobody can read them any more: with the last reference to
+their `Spill`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import time
+import weakref
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import trio
+from msgspec import Struct
+
+from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
+
+# Position, offset, newlines, timestamp in ms, size of the data, number of the stream.
+_HEADER: Final = struct.Struct("<QQQQII")
+_MARK_EVERY_BYTES = 256 * 1024
+# After so long, readers are told of what has been poured.
+_POURING_SECONDS = 0.005
+_BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
+
+
+Source = Callable[[], list[tuple[Stream, bytes, int]]]
+"""Gives what can be read now: stream, bytes and timestamp in ms; nothing if there is nothing."""
+
+
+class Mark(Struct, frozen=True, gc=False):
+    """Where in a file the frame begins that is the first one from a position on."""
+
+    position: int
+    offsets: Offsets
+    place: int
+
+
+class Extent(NamedTuple):
+    """What is in a file.
+
+    Attributes:
+      marks: of its first frame and of later ones.
+      size: of its frames, in bytes.
+      kept_bytes: of output in them.
+      end: the position after its last chunk.
+      end_offsets: the same in both streams.
+    """
+
+    marks: tuple[Mark, ...]
+    size: int
+    kept_bytes: int
+    end: int
+    end_offsets: Offsets
+
+    def with_more(self, chunks: Sequence[Chunk]) -> Extent:
+        """The same after these have been appended."""
+        marks = list(self.marks)
+        size = self.size
+        for chunk in chunks:
+            if size - marks[-1].place >= _MARK_EVERY_BYTES:
+                marks.append(Mark(chunk.position, chunk.offsets, size))
+            size += _HEADER.size + len(chunk.data)
+        kept_bytes = self.kept_bytes + sum(len(chunk.data) for chunk in chunks)
+        return Extent(tuple(marks), size, kept_bytes, chunks[-1].end, chunks[-1].end_offsets)
+
+
+class SpillFile:
+    """One file.
+
+    Attributes:
+      path: where it is.
+      extent: what is in it.
+      descriptor: to append with; None if it does not grow any more.
+      is_dropped: whether it has been removed.
+    """
+
+    __slots__ = ("descriptor", "extent", "is_dropped", "path")
+
+    def __init__(self, path: Path, first: Chunk) -> None:
+        self.path = path
+        mark = Mark(first.position, first.offsets, 0)
+        self.extent = Extent((mark,), 0, 0, first.position, first.offsets)
+        self.descriptor: int | None = None
+        self.is_dropped = False
+
+    @property
+    def start(self) -> Mark:
+        """Where it begins."""
+        return self.extent.marks[0]
+
+    def write(self, chunks: Sequence[Chunk], size: int) -> None:
+        """Append frames to a file that has `size` bytes. For a thread, which must tell of it.
+
+        Raises:
+          OSError: the file is as long as before, or uncertain.
+        """
+        if self.descriptor is None:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.descriptor = os.open(self.path, flags, 0o600)
+        buffers: list[bytes] = []
+        for chunk in chunks:
+            header = _HEADER.pack(
+                chunk.position,
+                chunk.offset,
+                chunk.newlines,
+                chunk.timestamp_ms,
+                len(chunk.data),
+                STREAMS.index(chunk.stream),
+            )
+            buffers += (header, chunk.data)
+        try:
+            for begin in range(0, len(buffers), _BUFFERS_PER_CALL):
+                _write_all(self.descriptor, buffers[begin : begin + _BUFFERS_PER_CALL])
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self.descriptor, size)
+            raise
+
+    def finish(self) -> None:
+        """Let it grow no more."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def remove(self) -> None:
+        """Drop it."""
+        self.is_dropped = True
+        self.finish()
+        with suppress(OSError):
+            self.path.unlink()
+
+
+class Poured(NamedTuple):
+    """What came of pouring into a file.
+
+    Attributes:
+      extent: what is in the file now.
+      counts: of the output, what the source gave included.
+      rest: chunks that are not in the file, because of `error`.
+      error: what went wrong, if anything did.
+    """
+
+    extent: Extent
+    counts: Counts
+    rest: list[Chunk]
+    error: OSError | None
+
+
+class Segment(NamedTuple):
+    """A part of a file from one mark to the next."""
+
+    file: SpillFile
+    begin: int
+    end: int
+
+
+class Place(NamedTuple):
+    """Where a sequence of reads goes on, so that it need not be looked for."""
+
+    position: int
+    file: SpillFile
+    place: int
+
+
+class Disk:
+    """What all spills share: how many bytes they hold, and the threads that they may occupy."""
+
+    def __init__(self, threads: int) -> None:
+        self.used_bytes = 0
+        self.limiter = trio.CapacityLimiter(threads)
+
+
+class Spill:
+    """The files of one log.
+
+    Args:
+      disk: where they count.
+      path: of the files, but for a number behind it.
+      file_bytes: the size after which a new one is begun.
+
+    Attributes:
+      size: of all files, in bytes.
+      kept_bytes: of output in them.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_count",
+        "_disk",
+        "_file_bytes",
+        "_files",
+        "_path",
+        "kept_bytes",
+        "size",
+    )
+
+    def __init__(self, disk: Disk, path: Path, file_bytes: int) -> None:
+        self._disk = disk
+        self._path = path
+        self._file_bytes = file_bytes
+        self._files: deque[SpillFile] = deque()
+        self._count = 0
+        self.size = 0
+        self.kept_bytes = 0
+        weakref.finalize(self, _remove_all, self._files, disk)
+
+    @property
+    def oldest(self) -> SpillFile | None:
+        """The file with the oldest output."""
+        return self._files[0] if self._files else None
+
+    async def pour(
+        self, chunks: list[Chunk], counts: Counts, source: Source | None = None
+    ) -> Poured:
+        """Append chunks, and then what `source` has, from a thread.
+
+        Args:
+          chunks: what comes next, at least one.
+          counts: of the output up to their end; to stamp what the source gives.
+          source: gives what has been written since, when it is called in the
+            thread: reading and writing the same bytes in one place is what
+            makes floods quick. A file's worth is taken at most.
+        """
+        file = self._files[-1] if self._files else None
+        if file is None or file.descriptor is None or file.extent.size >= self._file_bytes:
+            self._count += 1
+            path = self._path.with_name(f"{self._path.name}.{self._count}")
+            file = SpillFile(path, chunks[0])
+        poured = await trio.to_thread.run_sync(
+            _pour, file, chunks, counts, source, self._file_bytes, limiter=self._disk.limiter
+        )
+        if poured.error is not None:
+            # What the error has left of the file is uncertain: the next try takes a new one.
+            file.finish()
+        before = file.extent
+        file.extent = poured.extent
+        self._count_in(
+            poured.extent.size - before.size, poured.extent.kept_bytes - before.kept_bytes
+        )
+        if not poured.extent.size:
+            file.remove()
+        elif not before.size:
+            self.finish()
+            self._files.append(file)
+        return poured
+
+    def drop(self, file: SpillFile) -> None:
+        """Remove a file and the output in it."""
+        self._files.remove(file)
+        self._count_in(-file.extent.size, -file.extent.kept_bytes)
+        file.remove()
+
+    def finish(self) -> None:
+        """Nothing more is appended, or not to the newest file."""
+        if self._files:
+            self._files[-1].finish()
+
+    def mark_before(self, offset: int, stream: Stream) -> Mark | None:
+        """The last mark at or before an offset of a stream; None if there is none."""
+        found: Mark | None = None
+        for file in self._files:
+            if file.start.offsets.of(stream) > offset:
+                break
+            marks = file.extent.marks
+            index = bisect_right(marks, offset, key=lambda mark: mark.offsets.of(stream))
+            found = marks[index - 1]
+        return found
+
+    def place_of(self, position: int) -> Place | None:
+        """Where to read what is kept from `position` on; None if that is nothing."""
+        for file in self._files:
+            if position < file.extent.end:
+                marks = file.extent.marks
+                index = bisect_right(marks, position, key=lambda mark: mark.position) - 1
+                return Place(position, file, marks[max(0, index)].place)
+        return None
+
+    async def read(self, place: Place, max_bytes: int) -> tuple[list[Chunk], Place]:
+        """The chunks from a place on, at least one and else about `max_bytes`, and where to go on.
+
+        None if the file ends there.
+
+        Raises:
+          OSError: the file cannot be read, or has been dropped meanwhile.
+        """
+        position, file, begin = place
+        while begin < file.extent.size:
+            chunks = await self._read(file, begin, begin + max_bytes)
+            if not chunks:
+                max_bytes *= 2  # Not even one.
+                continue
+            begin += size_of(chunks)
+            if wanted := [chunk for chunk in chunks if chunk.end > position]:
+                return wanted, Place(wanted[-1].end, file, begin)
+        return [], Place(position, file, begin)
+
+    def segments(self) -> list[Segment]:
+        """Everything that is there now, in parts that can be read at once, oldest first."""
+        return [
+            Segment(file, begin, end)
+            for file in self._files
+            for begin, end in pairwise(
+                [*(mark.place for mark in file.extent.marks), file.extent.size]
+            )
+        ]
+
+    async def read_segment(self, segment: Segment) -> list[Chunk]:
+        """All its chunks.
+
+        Raises: as `read`.
+        """
+        return await self._read(*segment)
+
+    async def _read(self, file: SpillFile, begin: int, end: int) -> list[Chunk]:
+        size = file.extent.size
+        end = min(end, size)
+        data = await trio.to_thread.run_sync(
+            _read, file.path, begin, end - begin, limiter=self._disk.limiter
+        )
+        chunks = _decode(data)
+        if not chunks and end == size:
+            raise OSError(errno.EIO, "what has been written is not there")
+        return chunks
+
+    def _count_in(self, size: int, kept_bytes: int) -> None:
+        self.size += size
+        self.kept_bytes += kept_bytes
+        self._disk.used_bytes += size
+
+
+def _pour(
+    file: SpillFile,
+    chunks: list[Chunk],
+    counts: Counts,
+    source: Source | None,
+    most_bytes: int,
+) -> Poured:
+    extent = file.extent
+    most_size = extent.size + most_bytes
+    until = time.monotonic() + _POURING_SECONDS
+    counts = counts.copy()
+    while chunks:
+        try:
+            file.write(chunks, extent.size)
+        except OSError as error:
+            return Poured(extent, counts, chunks, error)
+        extent = extent.with_more(chunks)
+        if source is None or extent.size >= most_size or time.monotonic() >= until:
+            break
+        chunks = [counts.stamp(*read) for read in source()]
+    return Poured(extent, counts, [], None)
+
+
+def size_of(chunks: Iterable[Chunk]) -> int:
+    """How many bytes of a file these take."""
+    return sum(_HEADER.size + len(chunk.data) for chunk in chunks)
+
+
+def _remove_all(files: deque[SpillFile], disk: Disk) -> None:
+    while files:
+        file = files.popleft()
+        disk.used_bytes -= file.extent.size
+        file.remove()
+
+
+def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
+    written = os.writev(descriptor, buffers)
+    for index, buffer in enumerate(buffers):
+        if written < len(buffer):
+            # Cut short, as by a full disk, which the next call is told.
+            _write_all(descriptor, [buffer[written:], *buffers[index + 1 :]])
+            return
+        written -= len(buffer)
+
+
+def _read(path: Path, begin: int, size: int) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), size, begin)
+
+
+def _decode(data: bytes) -> list[Chunk]:
+    """The whole frames at the beginning of this."""
+    chunks = []
+    begin = 0
+    while (data_begin := begin + _HEADER.size) <= len(data):
+        position, offset, newlines, timestamp_ms, size, stream = _HEADER.unpack_from(data, begin)
+        begin = data_begin + size
+        if begin > len(data):
+            break
+        chunks.append(
+            Chunk(position, timestamp_ms, STREAMS[stream], data[data_begin:begin], offset, newlines)
+        )
+    return chunks

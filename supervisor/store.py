@@ -1,0 +1,192 @@
+"""Where outputs are kept: the bounds, what all logs together hold, and the state directory.
+
+One log's bounds are its own business (`output`). Here is what is common to
+all: when they hold more than they may together, the biggest of them that may
+lose its oldest output does.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Protocol
+from weakref import WeakSet
+
+from msgspec import Meta, Struct
+
+from .errors import StateDirUnusable
+from .spec import OutputPolicy
+from .spill import Disk, Spill
+
+_Size = Annotated[int, Meta(ge=1)]
+
+# So many threads may wait for the disk at a time.
+_THREADS = 8
+# Of one output's bound, and of a file at most: what is dropped at a time.
+_FILES_PER_LOG = 16
+_LARGEST_FILE_BYTES = 4 * 1024 * 1024
+
+
+class OutputLimits(Struct, frozen=True, kw_only=True):
+    """How much output is kept, in bytes of storage: besides its own bytes a chunk takes some more.
+
+    Attributes:
+      memory_bytes: what of one output stays in memory, if the rest can be
+        spilled to the state directory.
+      unspilled_bytes: what is kept of one output that cannot be spilled.
+      log_bytes: what is kept of one output in all.
+      total_memory_bytes: what all outputs may hold in memory.
+      total_bytes: what all outputs may hold in the state directory.
+      policy: what happens past a bound. `drop_oldest`: the process runs on, and
+        its oldest output goes. `drop_newest`: it runs on, and what it writes is
+        dropped. `block`: it waits until somebody has read its oldest output,
+        which goes then.
+    """
+
+    memory_bytes: _Size = 64 * 1024
+    unspilled_bytes: _Size = 32 * 1024 * 1024
+    log_bytes: _Size = 256 * 1024 * 1024
+    total_memory_bytes: _Size = 512 * 1024 * 1024
+    total_bytes: _Size = 4 * 1024 * 1024 * 1024
+    policy: OutputPolicy = "drop_oldest"
+
+
+class Payer(Protocol):
+    """A log that may lose its oldest output."""
+
+    @property
+    def memory_to_drop(self) -> int:
+        """How many bytes of memory it could give."""
+
+    @property
+    def disk_to_drop(self) -> int:
+        """How many bytes in the state directory it could give."""
+
+    def drop_memory(self) -> None:
+        """Give some."""
+
+    def drop_disk(self) -> None:
+        """Give some."""
+
+
+class OutputStore:
+    """The bounds and the place of all outputs of one supervisor. A context manager.
+
+    Args:
+      limits: the bounds.
+      state_dir: where outputs are spilled to; None to keep them in memory.
+        Made if it is not there, and locked: no two supervisors can share it.
+
+    Attributes:
+      limits: as given.
+      payers: logs that may lose their oldest output for others.
+      memory_bytes: what all logs hold in memory.
+      unspilled_bytes: what one log may hold in memory that is not on disk.
+      trim_above_bytes: up to so much in memory, a log has nothing to let go.
+    """
+
+    def __init__(
+        self, limits: OutputLimits = OutputLimits(), state_dir: Path | None = None
+    ) -> None:
+        self.limits = limits
+        self.payers: WeakSet[Payer] = WeakSet()
+        self.memory_bytes = 0
+        self.unspilled_bytes = limits.unspilled_bytes
+        if state_dir is not None:
+            # What waits to be spilled is not what cannot be.
+            self.unspilled_bytes = max(limits.unspilled_bytes, 2 * limits.memory_bytes)
+        self.trim_above_bytes = min(limits.memory_bytes, self.unspilled_bytes)
+        self._disk = Disk(_THREADS)
+        self._state_dir = state_dir
+        self._directory: Path | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> OutputStore:
+        """Open the state directory.
+
+        Raises:
+          StateDirUnusable: it cannot be made or written, or is another supervisor's.
+        """
+        if self._state_dir is not None:
+            with ExitStack() as stack:
+                try:
+                    self._directory = _open_directory(self._state_dir, stack)
+                except OSError as error:
+                    reason = (
+                        "another supervisor uses it"
+                        if error.errno == errno.EWOULDBLOCK
+                        else error.strerror
+                    )
+                    raise StateDirUnusable(
+                        f"the state directory {self._state_dir} cannot be used: {reason}"
+                    ) from error
+                self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def can_spill(self) -> bool:
+        """Whether there is a state directory."""
+        return self._directory is not None
+
+    @property
+    def disk_bytes(self) -> int:
+        """What all logs hold in the state directory."""
+        return self._disk.used_bytes
+
+    def spill(self, name: str) -> Spill:
+        """A place on disk for the log of that name."""
+        assert self._directory is not None
+        file_bytes = min(self.limits.log_bytes // _FILES_PER_LOG, _LARGEST_FILE_BYTES)
+        return Spill(self._disk, self._directory / name, file_bytes)
+
+    def charge(self, memory_bytes: int) -> None:
+        """Note that a log holds more in memory, or less; past the bound the biggest pays."""
+        self.memory_bytes += memory_bytes
+        if self.memory_bytes > self.limits.total_memory_bytes:
+            self._relieve(
+                lambda: self.memory_bytes - self.limits.total_memory_bytes,
+                lambda payer: payer.memory_to_drop,
+                lambda payer: payer.drop_memory(),
+            )
+
+    def make_room(self, disk_bytes: int) -> bool:
+        """Have the biggest drop from disk until so much may be added; whether it may."""
+        return self._relieve(
+            lambda: self.disk_bytes + disk_bytes - self.limits.total_bytes,
+            lambda payer: payer.disk_to_drop,
+            lambda payer: payer.drop_disk(),
+        )
+
+    def _relieve(
+        self,
+        excess: Callable[[], int],
+        has: Callable[[Payer], int],
+        drop: Callable[[Payer], None],
+    ) -> bool:
+        while excess() > 0:
+            biggest = max(self.payers, key=has, default=None)
+            if biggest is None or not has(biggest):
+                return False
+            drop(biggest)
+        return True
+
+
+def _open_directory(state_dir: Path, stack: ExitStack) -> Path:
+    """The directory for outputs, locked and empty."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    stack.callback(os.close, descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    directory = state_dir / "output"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    # What a supervisor has left that was killed. Nobody can ask for it any more.
+    for path in directory.iterdir():
+        path.unlink()
+    return directory
