@@ -1,19 +1,18 @@
-"""Endpoints as bare ASGI, in front of Quart: run and stdin.
+"""Endpoints as bare ASGI, in front of Quart: start, get, run and stdin.
 
-Quart gathers a request's body without telling the sender to wait, and enters
-a response's body only after the response has begun. A body of any size that
-flows into a pipe needs the first to be otherwise, and a process that must end
-with its client needs the second.
-
-Each request has a nursery: one task receives, and hands the body on piece by
-piece, so that back-pressure reaches the client; when the client leaves, it
-cancels the handler.
+Start and get are here because they are what users wait for, and Quart takes
+half as long again as everything else. Run and stdin cannot be otherwise: Quart
+gathers a request's body without telling the sender to wait, and enters a
+response's body only after the response has begun. A body of any size that flows
+into a pipe needs the first to be otherwise, and a process that must end with
+its client needs the second.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -27,31 +26,34 @@ from hypercorn.typing import (
     Scope,
 )
 
-from supervisor import StdinNotWritable, Supervisor
+from supervisor import ProcessSpec, StdinNotWritable, Supervisor
 
 from .asgi import send_whole
 from .problems import BodyTimeout, BodyTooLarge, answer
-from .requests import BODY_SECONDS, MAX_JSON_BYTES, check_content_type, decode_json, find_by
+from .requests import BODY_SECONDS, MAX_JSON_BYTES, Body, check_content_type, decode_json, find_by
 from .schemas import RunRequest
 from .streams import RunBody
 
+_start_decoder = msgspec.json.Decoder(ProcessSpec)
 _run_decoder = msgspec.json.Decoder(RunRequest)
+_encoder = msgspec.json.Encoder()
+
+_JSON = (("content-type", "application/json"),)
 
 
 class Call:
     """One request: its headers, its body as it comes, and its response.
 
     Attributes:
-      body: the pieces of the request's body; ends with it.
       responded: whether a response has begun.
     """
 
     def __init__(
-        self, scope: HTTPScope, body: trio.MemoryReceiveChannel[bytes], send: ASGISendCallable
+        self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         self._scope = scope
+        self._receive = receive
         self._send = send
-        self.body = body
         self.responded = False
 
     def header(self, name: bytes) -> str:
@@ -62,27 +64,90 @@ class Call:
 
     def query(self, name: str) -> str | None:
         """The first value of a query parameter."""
+        if not self._scope["query_string"]:
+            return None
         values = parse_qs(
             self._scope["query_string"].decode("latin-1"), keep_blank_values=True
         ).get(name)
         return None if values is None else values[0]
 
-    async def read_body(self) -> bytes:
-        """The whole body, which must be a small one.
+    async def read_json(self, decoder: msgspec.json.Decoder[Body]) -> Body:
+        """What the body's JSON stands for.
 
-        Raises:
-          BodyTooLarge, BodyTimeout.
+        Raises: as `requests.read_json`.
         """
-        body = bytearray()
+        check_content_type(self.header(b"content-type").partition(";")[0].strip())
         with trio.move_on_after(BODY_SECONDS):
-            async for data in self.body:
-                body += data
-                if len(body) > MAX_JSON_BYTES:
-                    raise BodyTooLarge(f"the body is larger than {MAX_JSON_BYTES} bytes")
-            return bytes(body)
+            return decode_json(await self._read_body(), decoder)
         raise BodyTimeout("the body did not come in time")
 
-    async def respond(self, status: int, headers: list[tuple[str, str]], body: bytes = b"") -> None:
+    async def _read_body(self) -> bytes:
+        body = b""
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return body  # The client has left; its answer will find nobody.
+            body += message.get("body", b"")
+            if len(body) > MAX_JSON_BYTES:
+                raise BodyTooLarge(f"the body is larger than {MAX_JSON_BYTES} bytes")
+            if not message.get("more_body", False):
+                return body
+
+    @asynccontextmanager
+    async def pieces(self) -> AsyncIterator[trio.MemoryReceiveChannel[bytes]]:
+        """The body, piece by piece as it is asked for; if the client leaves, the block is cancelled."""
+        async with trio.open_nursery() as nursery:
+            pieces, body = trio.open_memory_channel[bytes](0)
+            nursery.start_soon(self._hand_on, pieces, nursery.cancel_scope)
+            failure: Exception | None = None
+            async with body:
+                try:
+                    yield body
+                except Exception as error:
+                    failure = error  # Raised below: the nursery would wrap it in a group.
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    @asynccontextmanager
+    async def while_there(self) -> AsyncIterator[None]:
+        """Cancel the block when the client leaves; for when the body has been read."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_for_leave, nursery.cancel_scope)
+            failure: Exception | None = None
+            try:
+                yield
+            except Exception as error:
+                failure = error  # As above.
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _hand_on(
+        self, pieces: trio.MemorySendChannel[bytes], handler: trio.CancelScope
+    ) -> None:
+        async with pieces:
+            more = True
+            while more:
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    handler.cancel()
+                    return
+                if data := message.get("body", b""):
+                    try:
+                        await pieces.send(data)
+                    except trio.BrokenResourceError:
+                        return  # The handler has answered already.
+                more = message.get("more_body", False)
+        await self._wait_for_leave(handler)
+
+    async def _wait_for_leave(self, handler: trio.CancelScope) -> None:
+        await self._receive()  # Nothing else comes but the disconnect.
+        handler.cancel()
+
+    async def respond(
+        self, status: int, headers: Sequence[tuple[str, str]], body: bytes = b""
+    ) -> None:
         """Send a whole response."""
         self.responded = True
         await send_whole(self._send, status, headers, body)
@@ -108,20 +173,32 @@ class Call:
 Handler = Callable[..., Awaitable[None]]
 
 
+async def start(supervisor: Supervisor, call: Call) -> None:
+    """POST /processes"""
+    process = await supervisor.start(await call.read_json(_start_decoder))
+    await call.respond(201, _JSON, _encoder.encode(process.record) + b"\n")
+
+
+async def get(supervisor: Supervisor, call: Call, pid_or_name: str) -> None:
+    """GET /processes/{pid_or_name}"""
+    process = find_by(supervisor, pid_or_name, call.query("handle"))
+    await call.respond(200, _JSON, _encoder.encode(process.record) + b"\n")
+
+
 async def run(supervisor: Supervisor, call: Call) -> None:
     """POST /processes/run"""
-    check_content_type(call.header(b"content-type").partition(";")[0].strip())
-    wanted = decode_json(await call.read_body(), _run_decoder)
+    wanted = await call.read_json(_run_decoder)
     spec = msgspec.structs.replace(
         wanted, stdin_mode="closed", stdout_mode="capture", stderr_mode="capture"
     )
-    process = await supervisor.start(spec, timeout=wanted.timeout)
-    # No checkpoint may come in between: the process ends with this block.
-    async with RunBody(process) as frames:
-        await call.begin(200, [("content-type", "text/event-stream")])
-        async for data in frames:
-            await call.send_body(data, more=True)
-    await call.send_body(b"", more=False)
+    async with call.while_there():
+        process = await supervisor.start(spec, timeout=wanted.timeout)
+        # No checkpoint may come in between: the process ends with this block.
+        async with RunBody(process) as frames:
+            await call.begin(200, [("content-type", "text/event-stream")])
+            async for data in frames:
+                await call.send_body(data, more=True)
+        await call.send_body(b"", more=False)
 
 
 async def write_stdin(supervisor: Supervisor, call: Call, pid_or_name: str) -> None:
@@ -130,14 +207,15 @@ async def write_stdin(supervisor: Supervisor, call: Call, pid_or_name: str) -> N
     if not process.stdin_writable:
         raise StdinNotWritable(f"stdin of pid {process.pid} is not an open pipe")
     accepted_bytes = 0
-    try:
-        async for data in call.body:
-            await process.write_stdin(data)
-            accepted_bytes += len(data)
-    except StdinNotWritable as error:
-        error.accepted_bytes += accepted_bytes
-        raise
-    await call.respond(204, [("creche-accepted-bytes", str(accepted_bytes))])
+    async with call.pieces() as body:
+        try:
+            async for data in body:
+                await process.write_stdin(data)
+                accepted_bytes += len(data)
+        except StdinNotWritable as error:
+            error.accepted_bytes += accepted_bytes
+            raise
+        await call.respond(204, [("creche-accepted-bytes", str(accepted_bytes))])
 
 
 class Direct:
@@ -167,54 +245,20 @@ class Direct:
             await send({"type": "websocket.close", "code": 1000, "reason": "no such WebSocket"})
             return
         if scope["type"] == "http":
+            # The server leaves the body of an answer to HEAD away.
+            wanted = "GET" if scope["method"] == "HEAD" else scope["method"]
             for method, path, handler in self._routes:
-                if scope["method"] == method and (match := path.fullmatch(scope["path"])):
-                    await self._serve(handler, match.groups(), scope, receive, send)
+                if wanted == method and (match := path.fullmatch(scope["path"])):
+                    await self._serve(handler, match.groups(), Call(scope, receive, send))
                     return
         await self._app(scope, receive, send)
 
-    async def _serve(
-        self,
-        handler: Handler,
-        arguments: tuple[str | Any, ...],
-        scope: HTTPScope,
-        receive: ASGIReceiveCallable,
-        send: ASGISendCallable,
-    ) -> None:
-        async with trio.open_nursery() as nursery:
-            pieces, body = trio.open_memory_channel[bytes](0)
-            nursery.start_soon(_receive, receive, pieces, nursery.cancel_scope)
-            call = Call(scope, body, send)
-            try:
-                async with body:
-                    await handler(self._supervisor, call, *arguments)
-            except Exception as error:
-                # A response that has begun can only be broken off, which the
-                # server does when the app returns.
-                failure = answer(error)
-                if not call.responded:
-                    await call.respond(*failure)
-            nursery.cancel_scope.cancel()
-
-
-async def _receive(
-    receive: ASGIReceiveCallable,
-    pieces: trio.MemorySendChannel[bytes],
-    handler: trio.CancelScope,
-) -> None:
-    """Hand on the body as it comes; cancel the handler when the client leaves."""
-    async with pieces:
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                handler.cancel()
-                return
-            if data := message.get("body", b""):
-                try:
-                    await pieces.send(data)
-                except trio.BrokenResourceError:
-                    return  # The handler has answered already.
-            more = message.get("more_body", False)
-    await receive()  # Nothing else comes but the disconnect.
-    handler.cancel()
+    async def _serve(self, handler: Handler, arguments: tuple[str | Any, ...], call: Call) -> None:
+        try:
+            await handler(self._supervisor, call, *arguments)
+        except Exception as error:
+            # A response that has begun can only be broken off, which the
+            # server does when the app returns.
+            failure = answer(error)
+            if not call.responded:
+                await call.respond(*failure)

@@ -1,4 +1,4 @@
-"""Handlers that answer at once: start, list, get, delete, signal, stdin/close, freeze and usage."""
+"""Handlers that answer at once: list, delete, signal, stdin/close, freeze and usage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 from quart import Request, Response
 from quart.wrappers.response import DataBody
 
-from supervisor import Process, ProcessSpec, Supervisor
+from supervisor import Process, Supervisor
 
 from .requests import find, read_json, read_number
 from .schemas import (
@@ -18,25 +18,12 @@ from .schemas import (
 )
 
 _encoder = msgspec.json.Encoder()
-_start_decoder = msgspec.json.Decoder(ProcessSpec)
 _signal_decoder = msgspec.json.Decoder(SignalRequest)
-
-
-async def start(supervisor: Supervisor, request: Request) -> Response:
-    """POST /processes"""
-    spec = await read_json(request, _start_decoder)
-    process = await supervisor.start(spec)
-    return json_response(process.record, 201)
 
 
 async def list_all(supervisor: Supervisor, request: Request) -> Response:
     """GET /processes"""
     return json_response(ProcessList([process.record for process in supervisor.processes()]))
-
-
-async def get(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
-    """GET /processes/{pid_or_name}"""
-    return json_response(find(supervisor, request, pid_or_name).record)
 
 
 async def delete(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:

@@ -3,8 +3,7 @@
 The protocol is hypercorn's. The accept loop is ours, for two things that
 hypercorn's own leaves open: an error in one connection must not end the
 others, and at shutdown a client that does not read must not hold up the end
-(hypercorn shields its writes from cancellation, so only closing the socket
-ends one).
+(writes are shielded from cancellation, so only closing the socket ends one).
 """
 
 from __future__ import annotations
@@ -18,40 +17,16 @@ from contextlib import ExitStack, suppress
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, Updated
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework
+
+from .connection import Connection
 
 _logger = logging.getLogger(__name__)
 
 # Longer than HTTP clients keep idle connections (reqwest: 90 s), so that it is
 # never us who close one just as a request comes in.
 _KEEP_ALIVE_SECONDS = 120.0
-
-
-class _Connection(TCPServer):
-    """One connection, which ends when its client closes it.
-
-    hypercorn's own waits for its timer for idle connections first.
-    """
-
-    _is_closed = False
-
-    async def protocol_send(self, event: Event) -> None:
-        # An answer may have been sent just now: no timer any more.
-        if self._is_closed and isinstance(event, Updated):
-            return
-        try:
-            await super().protocol_send(event)
-        except trio.BusyResourceError:
-            # The reading side is closing the connection at this moment.
-            await self.protocol.handle(Closed())
-
-    async def _read_data(self) -> None:
-        await super()._read_data()
-        self._is_closed = True
-        await self.idle_task.stop()
 
 
 class Server:
@@ -76,7 +51,7 @@ class Server:
         self._app = ASGIWrapper(app)
         self._context = WorkerContext(None)
         self._graceful_seconds = graceful_seconds
-        self._connections: dict[trio.SocketStream, trio.CancelScope] = {}
+        self._connections: dict[trio.SocketStream, tuple[Connection, trio.CancelScope]] = {}
         self._accepting = trio.CancelScope()
 
     async def serve(
@@ -106,7 +81,9 @@ class Server:
                         await trio.serve_listeners(
                             self._connection, listeners, handler_nursery=connections
                         )
-                    await self._context.terminated.set()  # Idle connections close.
+                    await self._context.terminated.set()
+                    for connection, _ in self._connections.values():
+                        connection.end_if_idle()
                     nursery.start_soon(self._close_stragglers)
                 nursery.cancel_scope.cancel()
 
@@ -128,16 +105,11 @@ class Server:
         self._accepting.cancel()
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        with trio.CancelScope() as self._connections[stream]:
+        connection = Connection(self._app, self._config, self._context, stream)
+        with trio.CancelScope() as scope:
+            self._connections[stream] = (connection, scope)
             try:
-                # The annotation asks for TLS; without, it sees that by itself.
-                await _Connection(
-                    self._app,
-                    self._config,
-                    self._context,
-                    ConnectionState({}),
-                    stream,  # type: ignore[arg-type]
-                )
+                await connection.serve()
             except Exception:
                 _logger.exception("a connection failed")
             finally:
@@ -146,9 +118,9 @@ class Server:
 
     async def _close_stragglers(self) -> None:
         await trio.sleep(self._graceful_seconds)
-        for stream, scope in list(self._connections.items()):
+        for stream, (_, scope) in list(self._connections.items()):
             scope.cancel()
-            # Ends the writes, which hypercorn shields from cancellation.
+            # Ends the writes, which are shielded from cancellation.
             await trio.aclose_forcefully(stream)
 
 

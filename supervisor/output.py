@@ -36,14 +36,15 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 import msgspec
 import trio
 
 from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
+from .launch import resource_error
 from .spec import OutputPolicy
-from .spill import Place, Poured, Source, Spill, size_of
+from .spill import Place, Poured, Source, Spill, SpillFile, size_of
 from .store import OutputStore
 
 # What a chunk takes in memory besides its bytes, in CPython 3.11.
@@ -54,6 +55,8 @@ _MERGED_BYTES = 4096
 _READ_BYTES = 256 * 1024
 # After a failure the disk is tried again when so much more has come.
 _RETRY_BYTES = 1024 * 1024
+# That pass, so they cost no output.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class OutputLog:
@@ -95,7 +98,7 @@ class OutputLog:
         self._policy = policy or store.limits.policy
         self._chunks: list[Chunk] = []
         self._counts = Counts()
-        # Of each stream, for `block`.
+        # Of each stream, for `block`: up to which position somebody has read it.
         self._read = [0, 0]
         self._memory_cost = 0
         # Of what is not on disk.
@@ -235,8 +238,11 @@ class OutputLog:
         limits = self._store.limits
         if self._store.memory_bytes > limits.total_memory_bytes:
             return True
-        if not self._can_spill:
-            return self._unspilled_cost >= self._store.unspilled_bytes
+        has_failed = not self._store.can_spill or self._retry_at > 0
+        if has_failed and self._unspilled_cost >= self._store.unspilled_bytes:
+            return True
+        if not self._store.can_spill:
+            return False
         spilled = 0 if self._spill is None else self._spill.size
         return (
             spilled + self._unspilled_cost >= limits.log_bytes
@@ -254,28 +260,40 @@ class OutputLog:
             self._become_payer()
         spill = self._spill
         may_drop = self._policy == "drop_oldest"
-        while chunks := self._chunks[self._first_from(self._disk_end) :]:
-            size = size_of(chunks)
+        while waiting := self._chunks[self._first_from(self._disk_end) :]:
+            chunks = _first_of(waiting, spill.file_bytes)
+            # A source may have about a file's worth.
+            from_source = source if len(chunks) == len(waiting) else None
+            size = size_of(chunks) + (0 if from_source is None else spill.file_bytes)
             while may_drop and spill.oldest and spill.size + size > self._store.limits.log_bytes:
-                spill.drop(spill.oldest)
+                self._drop_file(spill.oldest)
             error: OSError | None = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
             if self._store.make_room(size):
                 self._is_writing = True
                 try:
-                    poured = await spill.pour(chunks, self._counts, source)
+                    poured = await spill.pour(chunks, self._counts, from_source)
                 finally:
                     self._is_writing = False
                 self._take_in(chunks, poured)
                 error = poured.error
             if error is None:
+                self._retry_at = 0
+                if len(chunks) < len(waiting):
+                    continue
                 break
             self.spill_error = error.strerror
             is_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
             if not (is_space and may_drop and spill.oldest):
                 self._retry_at = self.end + _RETRY_BYTES
                 break
-            spill.drop(spill.oldest)
+            self._drop_file(spill.oldest)
         self._trim()
+
+    def _drop_file(self, file: SpillFile) -> None:
+        """Drop a file, and what is in memory of it."""
+        assert self._spill is not None
+        self._spill.drop(file)
+        self._drop_chunks(bisect_left(self._chunks, file.extent.end, key=_position))
 
     def _take_in(self, chunks: list[Chunk], poured: Poured) -> None:
         """Know what is on disk now, and what else has come from the source."""
@@ -290,9 +308,13 @@ class OutputLog:
                 self._unspilled_cost += _cost(chunk)
                 self._kept_in_memory += len(chunk.data)
                 self._charge(_cost(chunk))
-        if poured.counts.end > self.end:
+        counts = self._counts
+        if poured.counts.end > counts.end:
             self._counts = poured.counts
             self._readers.unpark_all()
+        if poured.counts.end > counts.end or not poured.is_kept:
+            # What follows the copies in memory is on disk alone, or their file has gone.
+            self._drop_chunks(bisect_right(self._chunks, self._disk_end, key=_end))
 
     def _drop_read(self) -> bool:
         """Drop the oldest output as far as it has been read and is in the way; whether any was."""
@@ -301,18 +323,15 @@ class OutputLog:
             oldest = None if self._spill is None else self._spill.oldest
             if oldest is not None:
                 assert self._spill is not None
-                if not self._is_read(oldest.extent.end_offsets):
+                if min(self._read) < oldest.extent.end:
                     break
-                self._spill.drop(oldest)
-            elif self._chunks and self._is_read(self._chunks[0].end_offsets):
+                self._drop_file(oldest)
+            elif self._chunks and min(self._read) >= self._chunks[0].end:
                 self._drop_chunks(1)
             else:
                 break
             has_dropped = True
         return has_dropped
-
-    def _is_read(self, offsets: Offsets) -> bool:
-        return self._read[0] >= offsets.stdout and self._read[1] >= offsets.stderr
 
     def _trim(self) -> None:
         """Let go of what is in memory beyond its bounds."""
@@ -380,7 +399,7 @@ class OutputLog:
     def drop_disk(self) -> None:
         """Give its oldest file."""
         if self._spill is not None and self._spill.oldest is not None:
-            self._spill.drop(self._spill.oldest)
+            self._drop_file(self._spill.oldest)
 
     # --- reading ---
 
@@ -450,6 +469,9 @@ class OutputLog:
 
         About `max_bytes` of them; none if none is kept from there on. For
         cursors, which keep the place for their next call.
+
+        Raises:
+          OutOfResources: for now; nothing is lost.
         """
         first = self._first_from(position)
         if first < len(self._chunks) and (
@@ -459,7 +481,12 @@ class OutputLog:
         ):
             size, last = 0, first
             while last < len(self._chunks) and size < max_bytes:
-                size += len(self._chunks[last].data)
+                chunk = self._chunks[last]
+                if last > first and self._chunks[last - 1].end < min(
+                    chunk.position, self._disk_end
+                ):
+                    break  # In between there may be some on disk.
+                size += len(chunk.data)
                 last += 1
             return self._chunks[first:last], None
         while (spill := self._spill) is not None:
@@ -470,9 +497,11 @@ class OutputLog:
             try:
                 chunks, place = await spill.read(place, max_bytes)
             except OSError as error:
+                if error.errno in _SHORTAGES:
+                    raise resource_error(error) from error
                 if not place.file.is_dropped:
                     self.spill_error = error.strerror
-                    spill.drop(place.file)
+                    self._drop_file(place.file)
                 place = None
                 continue
             if chunks:
@@ -482,12 +511,13 @@ class OutputLog:
             return await self.read_from(self._disk_end, max_bytes, None)
         return [], None
 
-    def note_read(self, chunks: list[Chunk]) -> None:
-        """Know what somebody has read, as `block` wants it."""
+    def note_read(self, begin: int, end: int, stream: Stream | None) -> None:
+        """Somebody has read from one position to another, as `block` wants to know it."""
         if self._policy == "block":
-            for chunk in chunks:
-                which = chunk.stream == "stderr"
-                self._read[which] = max(self._read[which], chunk.offset + len(chunk.data))
+            for which, name in enumerate(STREAMS):
+                # Not what somebody has read further on, and left out before.
+                if stream in (None, name) and begin <= self._read[which] < end:
+                    self._read[which] = end
             self._writer.unpark_all()
 
     def _first_from(self, position: int) -> int:
@@ -562,7 +592,7 @@ class Cursor:
             self._position = self._stop
         if self._stream is not None:
             chunks = [chunk for chunk in chunks if chunk.stream == self._stream]
-        log.note_read(chunks)
+        log.note_read(read_before, self._position, self._stream)
         return chunks
 
     def __aiter__(self) -> Cursor:
@@ -617,8 +647,21 @@ class _Tail:
             self.begins[stream] = offset
 
 
+def _first_of(chunks: list[Chunk], size: int) -> list[Chunk]:
+    """The first chunks, of about so many bytes and at least one."""
+    count = 0
+    while count < len(chunks) and (size > 0 or not count):
+        size -= len(chunks[count].data)
+        count += 1
+    return chunks[:count]
+
+
 def _position(chunk: Chunk) -> int:
     return chunk.position
+
+
+def _end(chunk: Chunk) -> int:
+    return chunk.end
 
 
 def _cost(chunk: Chunk) -> int:

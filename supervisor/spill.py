@@ -140,10 +140,9 @@ class SpillFile:
             os.close(self.descriptor)
             self.descriptor = None
 
-    def remove(self) -> None:
-        """Drop it."""
+    def unlink(self) -> None:
+        """Remove it from the directory."""
         self.is_dropped = True
-        self.finish()
         with suppress(OSError):
             self.path.unlink()
 
@@ -156,12 +155,14 @@ class Poured(NamedTuple):
       counts: of the output, what the source gave included.
       rest: chunks that are not in the file, because of `error`.
       error: what went wrong, if anything did.
+      is_kept: whether it can be read; else the file was dropped meanwhile.
     """
 
     extent: Extent
     counts: Counts
     rest: list[Chunk]
     error: OSError | None
+    is_kept: bool = True
 
 
 class Segment(NamedTuple):
@@ -197,6 +198,7 @@ class Spill:
       file_bytes: the size after which a new one is begun.
 
     Attributes:
+      file_bytes: as given.
       size: of all files, in bytes.
       kept_bytes: of output in them.
     """
@@ -205,9 +207,10 @@ class Spill:
         "__weakref__",
         "_count",
         "_disk",
-        "_file_bytes",
         "_files",
+        "_growing",
         "_path",
+        "file_bytes",
         "kept_bytes",
         "size",
     )
@@ -215,7 +218,8 @@ class Spill:
     def __init__(self, disk: Disk, path: Path, file_bytes: int) -> None:
         self._disk = disk
         self._path = path
-        self._file_bytes = file_bytes
+        self.file_bytes = file_bytes
+        self._growing: SpillFile | None = None
         self._files: deque[SpillFile] = deque()
         self._count = 0
         self.size = 0
@@ -238,15 +242,29 @@ class Spill:
           source: gives what has been written since, when it is called in the
             thread: reading and writing the same bytes in one place is what
             makes floods quick. A file's worth is taken at most.
+
+        What it may come to counts as used meanwhile, so that all together keep
+        to their bound.
         """
         file = self._files[-1] if self._files else None
-        if file is None or file.descriptor is None or file.extent.size >= self._file_bytes:
+        if file is None or file.descriptor is None or file.extent.size >= self.file_bytes:
             self._count += 1
             path = self._path.with_name(f"{self._path.name}.{self._count}")
             file = SpillFile(path, chunks[0])
-        poured = await trio.to_thread.run_sync(
-            _pour, file, chunks, counts, source, self._file_bytes, limiter=self._disk.limiter
-        )
+        reserved = size_of(chunks) + (0 if source is None else self.file_bytes)
+        self._disk.used_bytes += reserved
+        self._growing = file
+        try:
+            poured = await trio.to_thread.run_sync(
+                _pour, file, chunks, counts, source, self.file_bytes, limiter=self._disk.limiter
+            )
+        finally:
+            self._growing = None
+            self._disk.used_bytes -= reserved
+        if file.is_dropped:
+            # By a reader that could not read it. What was poured has gone with it.
+            file.finish()
+            return poured._replace(is_kept=False)
         if poured.error is not None:
             # What the error has left of the file is uncertain: the next try takes a new one.
             file.finish()
@@ -256,7 +274,8 @@ class Spill:
             poured.extent.size - before.size, poured.extent.kept_bytes - before.kept_bytes
         )
         if not poured.extent.size:
-            file.remove()
+            file.unlink()
+            file.finish()
         elif not before.size:
             self.finish()
             self._files.append(file)
@@ -266,7 +285,9 @@ class Spill:
         """Remove a file and the output in it."""
         self._files.remove(file)
         self._count_in(-file.extent.size, -file.extent.kept_bytes)
-        file.remove()
+        file.unlink()
+        if file is not self._growing:
+            file.finish()  # Else that would take it away from a thread.
 
     def finish(self) -> None:
         """Nothing more is appended, or not to the newest file."""
@@ -378,7 +399,8 @@ def _remove_all(files: deque[SpillFile], disk: Disk) -> None:
     while files:
         file = files.popleft()
         disk.used_bytes -= file.extent.size
-        file.remove()
+        file.unlink()
+        file.finish()
 
 
 def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:

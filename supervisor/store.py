@@ -26,7 +26,7 @@ _Size = Annotated[int, Meta(ge=1)]
 
 # So many threads may wait for the disk at a time.
 _THREADS = 8
-# Of one output's bound, and of a file at most: what is dropped at a time.
+# What is dropped at a time: this part of the smallest bound, and never more than that.
 _FILES_PER_LOG = 16
 _LARGEST_FILE_BYTES = 4 * 1024 * 1024
 
@@ -143,7 +143,8 @@ class OutputStore:
     def spill(self, name: str) -> Spill:
         """A place on disk for the log of that name."""
         assert self._directory is not None
-        file_bytes = min(self.limits.log_bytes // _FILES_PER_LOG, _LARGEST_FILE_BYTES)
+        smallest = min(self.limits.log_bytes, self.limits.total_bytes)
+        file_bytes = min(smallest // _FILES_PER_LOG, _LARGEST_FILE_BYTES)
         return Spill(self._disk, self._directory / name, file_bytes)
 
     def charge(self, memory_bytes: int) -> None:

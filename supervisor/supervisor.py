@@ -121,7 +121,7 @@ class Supervisor:
         if timeout is not None and not timeout >= 0:
             raise SpecError("timeout is not a number of seconds", field="timeout")
         handle = next(self._handles)
-        log = OutputLog(self._store, str(handle), spec.output_policy)
+        log = OutputLog(self._store, f"{self.name}-{handle}", spec.output_policy)
         process = Process(handle, spec, log)
         mark = f"{self.name}-{handle}"
         account, environment = self._identity(spec, mark)

@@ -28,7 +28,7 @@ from supervisor.chunk import STREAMS
 from supervisor.output import Cursor
 
 LIMITS = OutputLimits(
-    memory_bytes=600, unspilled_bytes=2500, log_bytes=16_000, total_memory_bytes=6000
+    memory_bytes=3000, unspilled_bytes=7000, log_bytes=30_000, total_memory_bytes=12_000
 )
 
 
@@ -223,7 +223,7 @@ class LogModel(RuleBasedStateMachine):
         assert log.kept_bytes >= 0
         assert log.start <= log.end
         # The newest write and a pouring may lie above the bounds.
-        assert self.store.disk_bytes <= LIMITS.log_bytes + 4000
+        assert self.store.disk_bytes <= LIMITS.log_bytes + 8000
         assert self.store.memory_bytes <= LIMITS.unspilled_bytes + LIMITS.memory_bytes + 4000
         trio.run(self.read_everything)
 
