@@ -14,13 +14,14 @@ import platform
 import resource
 import signal
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
 import trio
 
 from .accounts import Account
+from .environment import Environment
 from .errors import (
     ArgumentListTooLong,
     CommandIsDirectory,
@@ -130,7 +131,7 @@ class Launcher:
             if failure is not None:
                 cause = OSError(failure.errno, os.strerror(failure.errno))
                 raise _launch_error(failure, spec) from cause
-            if _has_launchers_name(self._process.pid, spec.command):
+            if _was_killed_before_exec(self._process.pid, spec.command):
                 raise KilledBeforeExec(
                     f"{spec.command!r} was not executed: the launcher was killed before, by "
                     "somebody or by the kernel (is a limit of memory too low?)"
@@ -156,8 +157,15 @@ class Launcher:
             await self._process.wait()
 
 
-def _has_launchers_name(pid: int, command: str) -> bool:
-    """Whether a process whose answer has ended still is the launcher: one that was killed."""
+def _was_killed_before_exec(pid: int, command: str) -> bool:
+    """Whether a child whose answer has ended still is the launcher, killed.
+
+    The answer ends by the execution or by death, and a dead one keeps its name.
+    """
+    with suppress(ChildProcessError):  # Somebody has stolen it, but not its name.
+        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if info is None or info.si_code == os.CLD_EXITED:
+            return False
     with open(f"/proc/{pid}/comm", "rb") as file:
         name = file.read().rstrip(b"\n")
     # The kernel cuts names to 15 bytes (PR_SET_NAME in prctl(2)).
@@ -218,7 +226,7 @@ def orders_for(
     spec: ProcessSpec,
     *,
     account: Account | None,
-    environment: dict[str, str],
+    environment: Environment,
     limits: Limits,
     null_unused_pipes: bool,
 ) -> bytes:
@@ -251,7 +259,7 @@ def orders_for(
         directory=None if spec.working_dir is None else os.fsencode(spec.working_dir),
         command=command,
         arguments=(command, *map(os.fsencode, spec.args)),
-        environment=tuple(os.fsencode(f"{name}={value}") for name, value in environment.items()),
+        encoded_environment=environment.encode(),
     )
     try:
         return encode(orders)

@@ -30,6 +30,7 @@ from msgspec import Struct
 from .accounts import Account
 from .capture import Capture
 from .cgroups import CgroupUnit, Leaf
+from .environment import Environment
 from .errors import KilledBeforeExec
 from .host import Host
 from .launch import Leader, orders_for
@@ -62,7 +63,7 @@ class Circumstances(Struct, frozen=True):
     """
 
     account: Account | None
-    environment: dict[str, str]
+    environment: Environment
     mark: str
     limits: Limits
     timeout: float | None
@@ -169,15 +170,19 @@ async def _run(
     """Capture until the leader has exited and the pipes are closed or out of time; whether it timed out."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(capture.run, process.log)
-        timeout = circumstances.timeout
-        with trio.move_on_after(float("inf") if timeout is None else timeout) as patience:
+        timed_out = False
+        if circumstances.timeout is None:
             await leader.wait()
-        if patience.cancelled_caught:
+        else:
+            with trio.move_on_after(circumstances.timeout) as patience:
+                await leader.wait()
+            timed_out = patience.cancelled_caught
+        if timed_out:
             process.kill_now(unit)
             await leader.wait()
         process.note_exit()
         nursery.cancel_scope.deadline = trio.current_time() + circumstances.drain_seconds
-    return patience.cancelled_caught
+    return timed_out
 
 
 async def _end(
@@ -197,7 +202,7 @@ async def _end(
     oom_kills = members_killed = 0
     usage = None
     try:
-        with trio.CancelScope(shield=True), trio.fail_after(_DEATH_SECONDS):
+        with _within(_DEATH_SECONDS) as patience:
             if not process.has_exited:
                 process.kill_now(unit)
                 await leader.wait()
@@ -212,8 +217,8 @@ async def _end(
                 if oom_kills and exit_status.signal == signal.SIGKILL:
                     oom_killed = await _was_oom_killed(process, kernel_log)
                     exit_status = msgspec.structs.replace(exit_status, oom_killed=oom_killed)
-    except trio.TooSlowError:
-        _logger.error("%r does not die; it is left to the kernel", process)
+        if patience.cancelled_caught:
+            _logger.error("%r does not die; it is left to the kernel", process)
     except Exception:
         _logger.exception("the tree of %r could not be ended completely", process)
     return End(
@@ -227,6 +232,8 @@ async def _end(
 
 async def _settle(process: Process) -> None:
     """Spill the last of the output, which can be read already."""
+    if process.log.is_settled:
+        return
     try:
         with trio.CancelScope(shield=True):
             await process.log.settle()
@@ -246,10 +253,17 @@ async def _outlive(process: Process, unit: Unit, capture: Capture) -> None:
         except Exception:
             _logger.exception("the descendants of %r are ended", process)
         try:
-            with trio.CancelScope(shield=True), trio.fail_after(_DEATH_SECONDS):
+            with _within(_DEATH_SECONDS) as patience:
                 await unit.kill_descendants()
-        except (trio.TooSlowError, OSError):
-            _logger.exception("the descendants of %r do not die", process)
+            if patience.cancelled_caught:
+                _logger.error("the descendants of %r do not die", process)
+        except OSError:
+            _logger.exception("the descendants of %r could not be killed", process)
+
+
+def _within(seconds: float) -> trio.CancelScope:
+    """A block that only its own deadline cancels."""
+    return trio.CancelScope(shield=True, deadline=trio.current_time() + seconds)
 
 
 async def _was_oom_killed(process: Process, kernel_log: KernelLog) -> bool:

@@ -6,7 +6,7 @@ and bytes into a `Failure`; it opens nothing and starts nothing.
 
 import enum
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -99,8 +99,10 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     """Sought in the PATH of `environment` unless it has a ``/``; without a PATH there, in /usr/local/bin:/usr/bin:/bin."""
     arguments: tuple[bytes, ...]
     """All of argv: at least ``argv[0]``."""
-    environment: tuple[bytes, ...]
+    environment: tuple[bytes, ...] = ()
     """All of the environment, each ``NAME=value``."""
+    encoded_environment: bytes = b""
+    """More of it, by `encode_environment`."""
 
 
 class Failure(NamedTuple):
@@ -124,6 +126,14 @@ def encode(orders: Orders) -> bytes:
             f"command, arguments and environment take {len(body)} bytes; at most {MAX_SIZE} are possible"
         )
     return _HEADER.pack(_MAGIC, len(body)) + body
+
+
+def encode_environment(variables: Iterable[bytes]) -> bytes:
+    """Return the part of the orders that is the environment, or a part of that. Each variable is ``NAME=value``.
+
+    Raises ValueError for a NUL.
+    """
+    return b"".join([_string(Stage.ENVIRONMENT, variable) for variable in variables])
 
 
 def decode_answer(answer: bytes) -> Failure | None:
@@ -181,8 +191,8 @@ def _records(orders: Orders) -> Iterator[bytes]:
     yield _string(Stage.COMMAND, orders.command)
     for argument in orders.arguments:
         yield _string(Stage.ARGUMENT, argument)
-    for variable in orders.environment:
-        yield _string(Stage.ENVIRONMENT, variable)
+    yield encode_environment(orders.environment)
+    yield orders.encoded_environment
 
 
 def _record(stage: Stage, value: bytes) -> bytes:

@@ -211,7 +211,7 @@ class OutputLog:
     def is_settled(self) -> bool:
         """Whether `settle` has nothing to do."""
         has_too_much = self._unspilled_cost > self._store.limits.memory_bytes and self._can_spill
-        return not has_too_much and (self._policy != "block" or not self._is_full)
+        return not has_too_much and (self._policy != "block" or self._closed or not self._is_full)
 
     async def settle(self, source: Source | None = None) -> None:
         """Spill what is too much for memory; under `block`, wait for readers to make room.

@@ -16,6 +16,7 @@ import trio
 from msgspec import Struct
 
 from .accounts import Account, Accounts
+from .environment import BaseEnvironment, Environment
 from .errors import SpecError, StdinNotWritable, SupervisorClosed
 from .host import Capabilities, Host
 from .life import Circumstances, live
@@ -29,6 +30,8 @@ from .store import OutputLimits, OutputStore
 
 _logger = logging.getLogger(__name__)
 
+# One for each account that is in use.
+_BASE_ENVIRONMENTS = 100
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -100,6 +103,8 @@ class Supervisor:
             name: value for name, value in environment.items() if not name.startswith("CRECHE_")
         }
         self._environment.setdefault("PATH", _DEFAULT_PATH)
+        # By what an account adds to it.
+        self._base_environments: dict[tuple[tuple[str, str], ...], BaseEnvironment] = {}
 
     async def start(self, spec: ProcessSpec, *, timeout: float | None = None) -> Process:
         """Start a process and return it once its command has been executed.
@@ -246,21 +251,27 @@ class Supervisor:
         finally:
             self._alive.discard(process)
 
-    def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, dict[str, str]]:
+    def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, Environment]:
         """Whom the process becomes (None: nobody else) and its whole environment."""
         user = self.config.default_user if spec.user is None else spec.user
-        environment = self._environment.copy()
         account = None if user is None else self._accounts.look_up(user)
-        if account is not None:
-            environment.update(account.environment)
-            if account.is_own:
-                account = None
-        environment.update(spec.env)
+        base = self._base_environment({} if account is None else account.environment)
+        if account is not None and account.is_own:
+            account = None
+        additions = spec.env
         if not self._host.has_cgroups:
-            environment[MARK_NAME] = (
-                mark if self._outer_mark is None else f"{self._outer_mark}/{mark}"
-            )
-        return account, environment
+            outer = "" if self._outer_mark is None else f"{self._outer_mark}/"
+            additions = {**additions, MARK_NAME: outer + mark}
+        return account, Environment(base, additions)
+
+    def _base_environment(self, of_account: dict[str, str]) -> BaseEnvironment:
+        key = tuple(of_account.items())
+        if (base := self._base_environments.get(key)) is None:
+            if len(self._base_environments) >= _BASE_ENVIRONMENTS:
+                self._base_environments.clear()
+            base = BaseEnvironment({**self._environment, **of_account})
+            self._base_environments[key] = base
+        return base
 
 
 @asynccontextmanager

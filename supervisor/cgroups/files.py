@@ -31,7 +31,11 @@ def write(path: str, value: str | int) -> None:
         os.close(descriptor)
 
 
-def keyed(text: str) -> dict[str, int]:
-    """A flat keyed file, such as `populated 1\\nfrozen 0\\n` (kernel, cgroup-v2.rst)."""
-    pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+def number(text: str, key: str) -> int | None:
+    """One number of a flat keyed file, such as `populated 1\\nfrozen 0\\n` (kernel, cgroup-v2.rst).
+
+    None if the key is not there. Only this one is looked for: some of these
+    files are long, and read for every process.
+    """
+    _, found, rest = f"\n{text}".partition(f"\n{key} ")
+    return int(rest.partition("\n")[0]) if found else None

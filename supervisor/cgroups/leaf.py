@@ -172,7 +172,7 @@ class Leaf:
 
     def is_empty(self) -> bool:
         """Whether nothing in it is alive; zombies do not count."""
-        return files.keyed(files.read(f"{self._directory}/cgroup.events"))["populated"] == 0
+        return self._event("populated") == 0
 
     def kill(self) -> None:
         """SIGKILL to all members at once, whatever they are forking (Linux 5.14)."""
@@ -190,8 +190,11 @@ class Leaf:
         changes = trio.lowlevel.ParkingLot()
         with self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all):
             files.write(f"{self._directory}/cgroup.freeze", int(frozen))
-            while files.keyed(files.read(f"{self._directory}/cgroup.events"))["frozen"] != frozen:
+            while self._event("frozen") != frozen:
                 await changes.park()
+
+    def _event(self, key: str) -> int | None:
+        return files.number(files.read(f"{self._directory}/cgroup.events"), key)
 
 
 def remove_tree(directory: str) -> None:

@@ -89,7 +89,7 @@ class Version1Controllers:
         if "memory" not in self._by_controller:
             return 0
         text = files.read(f"{self._by_controller['memory']}/memory.oom_control")
-        return files.keyed(text)["oom_kill"]
+        return files.number(text, "oom_kill") or 0
 
     def watch_ooms(
         self, stack: ExitStack, events: CgroupEvents, happened: Callable[[], None]
@@ -100,16 +100,16 @@ class Version1Controllers:
 
     def usage(self) -> Usage:
         """Processor time from the membership's cpu.stat, memory from the memory controller."""
-        cpu = files.keyed(files.read(f"{self._membership}/cpu.stat"))
+        cpu = files.read(f"{self._membership}/cpu.stat")
         peak = faults = major_faults = None
         if memory := self._by_controller.get("memory"):
             peak = int(files.read(f"{memory}/memory.max_usage_in_bytes"))
-            statistics = files.keyed(files.read(f"{memory}/memory.stat"))
-            faults = statistics.get("total_pgfault")
-            major_faults = statistics.get("total_pgmajfault")
+            statistics = files.read(f"{memory}/memory.stat")
+            faults = files.number(statistics, "total_pgfault")
+            major_faults = files.number(statistics, "total_pgmajfault")
         return Usage(
-            cpu_user_us=cpu["user_usec"],
-            cpu_system_us=cpu["system_usec"],
+            cpu_user_us=files.number(cpu, "user_usec") or 0,
+            cpu_system_us=files.number(cpu, "system_usec") or 0,
             memory_peak_bytes=peak,
             read_bytes=None,
             written_bytes=None,

@@ -52,7 +52,7 @@ class Version2Controllers:
     def oom_kills(self) -> int:
         """`oom_kill` of memory.events; 0 without the memory controller."""
         try:
-            return files.keyed(files.read(f"{self._directory}/memory.events"))["oom_kill"]
+            return files.number(files.read(f"{self._directory}/memory.events"), "oom_kill") or 0
         except FileNotFoundError:
             return 0
 
@@ -65,17 +65,18 @@ class Version2Controllers:
 
     def usage(self) -> Usage:
         """From cpu.stat, memory.peak, memory.stat and io.stat."""
-        cpu = files.keyed(files.read(f"{self._directory}/cpu.stat"))
+        cpu = files.read(f"{self._directory}/cpu.stat")
         peak = reads = writes = faults = major_faults = None
         with suppress(FileNotFoundError):
-            statistics = files.keyed(files.read(f"{self._directory}/memory.stat"))
-            faults, major_faults = statistics.get("pgfault"), statistics.get("pgmajfault")
+            statistics = files.read(f"{self._directory}/memory.stat")
+            faults = files.number(statistics, "pgfault")
+            major_faults = files.number(statistics, "pgmajfault")
             peak = int(files.read(f"{self._directory}/memory.peak"))
         with suppress(FileNotFoundError):
             reads, writes = _io_bytes(files.read(f"{self._directory}/io.stat"))
         return Usage(
-            cpu_user_us=cpu["user_usec"],
-            cpu_system_us=cpu["system_usec"],
+            cpu_user_us=files.number(cpu, "user_usec") or 0,
+            cpu_system_us=files.number(cpu, "system_usec") or 0,
             memory_peak_bytes=peak,
             read_bytes=reads,
             written_bytes=writes,
