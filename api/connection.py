@@ -103,6 +103,9 @@ class Connection:
             self._is_head_due = not event.idle
             self._be_idle(event.idle)
         elif isinstance(event, Closed):
+            if self._held:  # A body that broke off before its first byte.
+                held, self._held = self._held, b""
+                await self._send(held)
             await self._close()
             await self._protocol.handle(Closed())
 

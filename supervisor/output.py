@@ -259,23 +259,15 @@ class OutputLog:
             self._spill = self._store.spill(self._name)
             self._become_payer()
         spill = self._spill
-        may_drop = self._policy == "drop_oldest"
         while waiting := self._chunks[self._first_from(self._disk_end) :]:
             chunks = _first_of(waiting, spill.file_bytes)
-            # A source may have about a file's worth.
             from_source = source if len(chunks) == len(waiting) else None
-            size = size_of(chunks) + (0 if from_source is None else spill.file_bytes)
-            while may_drop and spill.oldest and spill.size + size > self._store.limits.log_bytes:
-                self._drop_file(spill.oldest)
-            error: OSError | None = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-            if self._store.make_room(size):
-                self._is_writing = True
-                try:
-                    poured = await spill.pour(chunks, self._counts, from_source)
-                finally:
-                    self._is_writing = False
-                self._take_in(chunks, poured)
-                error = poured.error
+            # From here on they stay in memory, whoever needs it.
+            self._is_writing = True
+            try:
+                error = await self._write(spill, chunks, from_source)
+            finally:
+                self._is_writing = False
             if error is None:
                 self._retry_at = 0
                 if len(chunks) < len(waiting):
@@ -283,11 +275,26 @@ class OutputLog:
                 break
             self.spill_error = error.strerror
             is_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not (is_space and may_drop and spill.oldest):
+            if not (is_space and self._policy == "drop_oldest" and spill.oldest):
                 self._retry_at = self.end + _RETRY_BYTES
                 break
             self._drop_file(spill.oldest)
         self._trim()
+
+    async def _write(
+        self, spill: Spill, chunks: list[Chunk], source: Source | None
+    ) -> OSError | None:
+        """Write these, and what the source has; returns what went wrong, if anything did."""
+        # A source may have about a file's worth.
+        size = size_of(chunks) + (0 if source is None else spill.file_bytes)
+        if self._policy == "drop_oldest":
+            while spill.oldest and spill.size + size > self._store.limits.log_bytes:
+                self._drop_file(spill.oldest)
+        if not self._store.make_room(size):
+            return OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        poured = await spill.pour(chunks, self._counts, source)
+        self._take_in(chunks, poured)
+        return poured.error
 
     def _drop_file(self, file: SpillFile) -> None:
         """Drop a file, and what is in memory of it."""
@@ -390,7 +397,7 @@ class OutputLog:
     @property
     def disk_to_drop(self) -> int:
         """How many bytes on disk it could give."""
-        return 0 if self._is_writing or self._spill is None else self._spill.size
+        return 0 if self._spill is None or self._spill.is_growing else self._spill.size
 
     def drop_memory(self) -> None:
         """Give an eighth of its memory, so that others may have it."""

@@ -227,6 +227,11 @@ class Spill:
         weakref.finalize(self, _remove_all, self._files, disk)
 
     @property
+    def is_growing(self) -> bool:
+        """Whether a thread writes to the newest file."""
+        return self._growing is not None
+
+    @property
     def oldest(self) -> SpillFile | None:
         """The file with the oldest output."""
         return self._files[0] if self._files else None
@@ -356,6 +361,8 @@ class Spill:
         data = await trio.to_thread.run_sync(
             _read, file.path, begin, end - begin, limiter=self._disk.limiter
         )
+        if isinstance(data, int):
+            raise OSError(data, os.strerror(data))
         chunks = _decode(data)
         if not chunks and end == size:
             raise OSError(errno.EIO, "what has been written is not there")
@@ -413,9 +420,17 @@ def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
         written -= len(buffer)
 
 
-def _read(path: Path, begin: int, size: int) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return os.pread(file.fileno(), size, begin)
+def _read(path: Path, begin: int, size: int) -> bytes | int:
+    """The bytes, or the number of an error.
+
+    Raised out of a thread, it would hold frames, and with them the log and its
+    files, until the garbage collector comes by.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return os.pread(file.fileno(), size, begin)
+    except OSError as error:
+        return error.errno or errno.EIO
 
 
 def _decode(data: bytes) -> list[Chunk]:

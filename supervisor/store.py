@@ -150,7 +150,7 @@ class OutputStore:
     def charge(self, memory_bytes: int) -> None:
         """Note that a log holds more in memory, or less; past the bound the biggest pays."""
         self.memory_bytes += memory_bytes
-        if self.memory_bytes > self.limits.total_memory_bytes:
+        if memory_bytes > 0 and self.memory_bytes > self.limits.total_memory_bytes:
             self._relieve(
                 lambda: self.memory_bytes - self.limits.total_memory_bytes,
                 lambda payer: payer.memory_to_drop,
