@@ -10,6 +10,8 @@ such a body is received and thrown away, within bounds, before the answer ends.
 
 from __future__ import annotations
 
+import logging
+
 import trio
 from hypercorn.typing import (
     ASGIFramework,
@@ -21,8 +23,12 @@ from hypercorn.typing import (
     Scope,
 )
 
+from supervisor import SupervisorError
+
 from .asgi import send_whole
-from .problems import AmbiguousLength, answer
+from .problems import AmbiguousLength, Broken, answer
+
+_logger = logging.getLogger(__name__)
 
 _DISCARD_SECONDS = 5.0
 _DISCARD_BYTES = 64 * 1024 * 1024
@@ -51,7 +57,11 @@ class BodyEnd:
                     await exchange.discard_body()
                 await send_whole(send, status, [*headers, ("connection", "close")], body)
                 return
-            await self._app(scope, exchange.receive, exchange.send)
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except* (Broken, SupervisorError) as errors:
+                # Of an answer that has begun: the server breaks it off.
+                _logger.warning("an answer breaks off: %s", errors.exceptions[0])
         else:
             await self._app(scope, receive, send)
 

@@ -115,6 +115,10 @@ class Internal(RequestError):
     code = "INTERNAL"
 
 
+class Broken(Exception):
+    """The log has dropped what a body had promised; only breaking it off can tell."""
+
+
 ClientError = type[RequestError] | type[supervisor.SupervisorError]
 
 STATUS: dict[ClientError, int] = {

@@ -12,7 +12,7 @@ from quart.wrappers.response import DataBody, ResponseBody
 
 from supervisor import Chunk, Cursor, OutputLog, Stream, Supervisor
 
-from .problems import InvalidQuery, RangeNotSatisfiable
+from .problems import Broken, InvalidQuery, RangeNotSatisfiable
 from .requests import find, read_flag, read_number
 
 RAW = "application/octet-stream"
@@ -94,10 +94,6 @@ def _response(request: Request, body: ResponseBody, status: int, content_type: s
     response = Response(body, status, content_type=content_type)
     response.timeout = None
     return response
-
-
-class Broken(Exception):
-    """The log has dropped what a body had promised; only breaking it off can tell."""
 
 
 class _ChunkBody(ResponseBody):

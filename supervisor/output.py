@@ -37,6 +37,7 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left, bisect_right
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -98,8 +99,8 @@ class OutputLog:
         self._policy = policy or store.limits.policy
         self._chunks: list[Chunk] = []
         self._counts = Counts()
-        # Of each stream, for `block`: up to which position somebody has read it.
-        self._read = [0, 0]
+        # Of each stream, for `block`: how far somebody has read it.
+        self._read = [_Read(0, 0), _Read(0, 0)]
         self._memory_cost = 0
         # Of what is not on disk.
         self._unspilled_cost = 0
@@ -330,10 +331,10 @@ class OutputLog:
             oldest = None if self._spill is None else self._spill.oldest
             if oldest is not None:
                 assert self._spill is not None
-                if min(self._read) < oldest.extent.end:
+                if not self._is_read(oldest.extent.end_offsets):
                     break
                 self._drop_file(oldest)
-            elif self._chunks and min(self._read) >= self._chunks[0].end:
+            elif self._chunks and self._is_read(self._chunks[0].end_offsets):
                 self._drop_chunks(1)
             else:
                 break
@@ -442,7 +443,8 @@ class OutputLog:
         """
         streams = STREAMS if stream is None else (stream,)
         tail = _Tail(count, streams, self.end_offsets)
-        if count <= sum(self.newlines(name) for name in streams):
+        # And at most one unterminated line in each.
+        if count <= sum(self.newlines(name) + 1 for name in streams):
             await self._feed(tail)
         start = self.start_offsets
         return Offsets(
@@ -518,14 +520,18 @@ class OutputLog:
             return await self.read_from(self._disk_end, max_bytes, None)
         return [], None
 
-    def note_read(self, begin: int, end: int, stream: Stream | None) -> None:
-        """Somebody has read from one position to another, as `block` wants to know it."""
+    def note_read(self, begin: int, end: int, end_offsets: Offsets, stream: Stream | None) -> None:
+        """Somebody has read a stream from one position to another, as `block` wants to know it."""
         if self._policy == "block":
             for which, name in enumerate(STREAMS):
                 # Not what somebody has read further on, and left out before.
-                if stream in (None, name) and begin <= self._read[which] < end:
-                    self._read[which] = end
+                if stream in (None, name) and begin <= self._read[which].position < end:
+                    self._read[which] = _Read(end, end_offsets.of(name))
             self._writer.unpark_all()
+
+    def _is_read(self, offsets: Offsets) -> bool:
+        stdout, stderr = self._read
+        return stdout.offset >= offsets.stdout and stderr.offset >= offsets.stderr
 
     def _first_from(self, position: int) -> int:
         """The index of the first chunk in memory that ends behind `position`."""
@@ -597,9 +603,10 @@ class Cursor:
             if chunks and chunks[-1].end > self._stop:
                 chunks[-1] = chunks[-1].up_to(self._stop)
             self._position = self._stop
+        end_offsets = chunks[-1].end_offsets if chunks else log.end_offsets
         if self._stream is not None:
             chunks = [chunk for chunk in chunks if chunk.stream == self._stream]
-        log.note_read(read_before, self._position, self._stream)
+        log.note_read(read_before, self._position, end_offsets, self._stream)
         return chunks
 
     def __aiter__(self) -> Cursor:
@@ -613,6 +620,13 @@ class Cursor:
         else:
             await trio.lowlevel.checkpoint()
         return self._taken.pop()
+
+
+class _Read(NamedTuple):
+    """How far a stream has been read: to this position, and so to this offset of it."""
+
+    position: int
+    offset: int
 
 
 class _Tail:

@@ -38,6 +38,8 @@ _HEADER: Final = struct.Struct("<QQQQII")
 _MARK_EVERY_BYTES = 256 * 1024
 # After so long, readers are told of what has been poured.
 _POURING_SECONDS = 0.005
+# Less is not worth the way to a thread.
+_READ_AT_LEAST = 64 * 1024
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
 
 
@@ -328,6 +330,7 @@ class Spill:
           OSError: the file cannot be read, or has been dropped meanwhile.
         """
         position, file, begin = place
+        max_bytes = max(max_bytes, _READ_AT_LEAST)
         while begin < file.extent.size:
             chunks = await self._read(file, begin, begin + max_bytes)
             if not chunks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from supervisor import Gap, Line, LineReader, Offsets, OutputLimits, OutputLog, OutputStore, Stream
@@ -130,6 +130,7 @@ async def test_whoever_resumes_gets_each_line_once(
 
 
 @given(_texts, st.integers(0, 12), st.sampled_from([None, *STREAMS]))
+@example([("stdout", "a"), ("stderr", "b")], 1, None)
 async def test_a_tail_is_the_last_lines(
     writes: list[tuple[Stream, str]], count: int, stream: Stream | None
 ) -> None:
