@@ -101,13 +101,16 @@ class Counts:
     Attributes:
       ends: of each stream, the offset after its newest byte.
       newlines: of each stream.
+      open_since: of each stream, the position of the newest bytes if they do
+        not end with a newline, else None.
     """
 
-    __slots__ = ("ends", "newlines")
+    __slots__ = ("ends", "newlines", "open_since")
 
     def __init__(self) -> None:
         self.ends = [0, 0]
         self.newlines = [0, 0]
+        self.open_since: list[int | None] = [None, None]
 
     @property
     def end(self) -> int:
@@ -122,6 +125,7 @@ class Counts:
         ends[which] += len(data)
         if b"\n" in data:  # Much quicker than a count that finds none.
             newlines[which] += data.count(b"\n")
+        self.open_since[which] = None if data.endswith(b"\n") else chunk.position
         return chunk
 
     def copy(self) -> Counts:
@@ -129,4 +133,5 @@ class Counts:
         copy = Counts()
         copy.ends[:] = self.ends
         copy.newlines[:] = self.newlines
+        copy.open_since[:] = self.open_since
         return copy

@@ -442,9 +442,8 @@ class OutputLog:
         An unterminated last line counts, and ends last.
         """
         streams = STREAMS if stream is None else (stream,)
-        tail = _Tail(count, streams, self.end_offsets)
-        # And at most one unterminated line in each.
-        if count <= sum(self.newlines(name) + 1 for name in streams):
+        tail = _Tail(count, streams, self._counts)
+        if not tail.is_all:
             await self._feed(tail)
         start = self.start_offsets
         return Offsets(
@@ -630,14 +629,23 @@ class _Read(NamedTuple):
 
 
 class _Tail:
-    """Finds where the last lines begin, given the output backwards."""
+    """Finds where the last lines begin, given the output backwards.
 
-    def __init__(self, count: int, streams: tuple[Stream, ...], end: Offsets) -> None:
+    Attributes:
+      begins: of each stream, the offset, as far as it is known.
+      is_all: whether there are not even that many lines.
+    """
+
+    def __init__(self, count: int, streams: tuple[Stream, ...], counts: Counts) -> None:
         self.begins: dict[Stream, int] = {}
         self._left = count
         self._streams = streams
-        self._end = end
-        self._seen: set[Stream] = set()
+        numbers = [STREAMS.index(stream) for stream in streams]
+        since = {number: counts.open_since[number] for number in numbers}
+        unterminated = [(place, number) for number, place in since.items() if place is not None]
+        for _, number in sorted(unterminated, reverse=True):
+            self._end_line(STREAMS[number], counts.ends[number])
+        self.is_all = self._left > sum(counts.newlines[number] for number in numbers)
 
     @property
     def is_found(self) -> bool:
@@ -649,10 +657,6 @@ class _Tail:
         stream, data = chunk.stream, chunk.data
         if stream not in self._streams or stream in self.begins:
             return
-        if stream not in self._seen:
-            self._seen.add(stream)
-            if not data.endswith(b"\n"):
-                self._end_line(stream, self._end.of(stream))
         newlines = data.count(b"\n")
         if newlines <= self._left:
             self._left -= newlines
