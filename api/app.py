@@ -16,7 +16,7 @@ from . import openapi
 from .body_end import BodyEnd
 from .direct import Direct
 from .guard import Guard
-from .problems import RequestError, answer
+from .problems import RequestError, RouteNotFound, answer
 from .requests import BODY_SECONDS, MAX_JSON_BYTES
 from .routes import PREFIX, ROUTES, Route
 
@@ -41,7 +41,7 @@ def create_app(
     for error in (SupervisorError, RequestError, HTTPException, Exception):
         app.register_error_handler(error, _error_response)
     for route in ROUTES:
-        # Also the direct ones, which never arrive here: so that the answer to
+        # Also the direct ones, which do not arrive here: so that the answer to
         # another method on their paths is 405 with the right ones.
         _add(app, route, supervisor)
     _add_documents(app)
@@ -53,6 +53,8 @@ def create_app(
 
 def _add(app: QuartTrio, route: Route, supervisor: Supervisor) -> None:
     async def view(**path_parameters: str) -> Response:
+        if route.direct:
+            raise RouteNotFound("there is nothing at this path")
         response = await route.handler(supervisor, request, **path_parameters)
         assert isinstance(response, Response)
         return response

@@ -232,7 +232,7 @@ class Direct:
         self._app = app
         self._supervisor = supervisor
         self._routes = [
-            (method, re.compile(re.sub(r"\{\w+\}", "([^/]+)", path)), handler)
+            (method, re.compile(re.sub(r"\{\w+\}", "([^/]+)", path) + "/?"), handler)
             for method, path, handler in routes
         ]
 
