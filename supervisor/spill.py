@@ -36,8 +36,9 @@ from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
 # Position, offset, newlines, timestamp in ms, size of the data, number of the stream.
 _HEADER: Final = struct.Struct("<QQQQII")
 _MARK_EVERY_BYTES = 256 * 1024
-# After so long, readers are told of what has been poured.
+# After so long and so much, readers are told of what has been poured.
 _POURING_SECONDS = 0.005
+_POURED_BYTES = 1024 * 1024
 # Less is not worth the way to a thread.
 _READ_AT_LEAST = 64 * 1024
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
@@ -394,7 +395,9 @@ def _pour(
         except OSError as error:
             return Poured(extent, counts, chunks, error)
         extent = extent.with_more(chunks)
-        if source is None or extent.size >= most_size or time.monotonic() >= until:
+        poured = extent.size - file.extent.size
+        is_due = poured >= _POURED_BYTES and time.monotonic() >= until
+        if source is None or extent.size >= most_size or is_due:
             break
         chunks = [counts.stamp(*read) for read in source()]
     return Poured(extent, counts, [], None)
