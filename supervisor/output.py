@@ -230,8 +230,9 @@ class OutputLog:
             if self._spill is not None:
                 self._spill.finish()
         elif self._policy == "block":
-            while self._is_full and self.kept_bytes and not self._drop_read():
-                await self._writer.park()
+            while self._is_full and self.kept_bytes:
+                if not self._drop_read():
+                    await self._writer.park()
 
     @property
     def _is_full(self) -> bool:
@@ -239,8 +240,7 @@ class OutputLog:
         limits = self._store.limits
         if self._store.memory_bytes > limits.total_memory_bytes:
             return True
-        has_failed = not self._store.can_spill or self._retry_at > 0
-        if has_failed and self._unspilled_cost >= self._store.unspilled_bytes:
+        if self._stays_in_memory and self._unspilled_cost >= self._store.unspilled_bytes:
             return True
         if not self._store.can_spill:
             return False
@@ -249,6 +249,11 @@ class OutputLog:
             spilled + self._unspilled_cost >= limits.log_bytes
             or self._store.disk_bytes + self._unspilled_cost >= limits.total_bytes
         )
+
+    @property
+    def _stays_in_memory(self) -> bool:
+        """Whether what is in memory has no other place, for now at least."""
+        return not self._store.can_spill or self._retry_at > 0
 
     @property
     def _can_spill(self) -> bool:
@@ -355,7 +360,8 @@ class OutputLog:
             count += 1
         self._drop_chunks(count)
         bound = self._store.unspilled_bytes
-        if self._unspilled_cost > bound and self._policy == "drop_oldest":
+        is_over = self._stays_in_memory and self._unspilled_cost > bound
+        if is_over and self._policy == "drop_oldest":
             # Down to 7/8, so that the shift of a long list is paid once for many chunks.
             self._drop_memory(self._unspilled_cost - bound * 7 // 8)
 
