@@ -505,7 +505,7 @@ async def test_a_blocked_process_is_killed_at_once(daemon: Daemon) -> None:
 
 
 async def test_the_end_of_a_process_waits_for_no_reader(daemon: Daemon) -> None:
-    script = f"{_lines(2 * 10**6)} & read go; exit 7"
+    script = f"{_lines(20 * 10**6)} & read go; exit 7"
     process = await _start(daemon, script, output_policy="block", stdin_mode="pipe")
     await _blocked(process)
     await process.write_stdin(b"\n")
