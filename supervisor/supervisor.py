@@ -50,7 +50,8 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
       output: how much output is kept, and what happens past that.
       state_dir: where outputs that are too large for memory are spilled to; None
         to keep all in memory. Made if it is not there. No two supervisors can
-        share one.
+        share one. A program whose event loop is busy should lower
+        `sys.setswitchinterval`, so that the threads that write get their turn.
       grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
       drain_seconds: how long descendants that hold the output pipes may go on
         writing after the leader's exit, before they are killed.
