@@ -98,6 +98,7 @@ class Host:
             if self._tree is not None and self._leaves is not None:
                 nursery.start_soon(self.events.run)
                 nursery.start_soon(self._tree.sweep)
+                nursery.start_soon(self._tree.removals.run)
                 nursery.start_soon(self._leaves.run)
             nursery.start_soon(self.parking.run)
 

@@ -9,10 +9,9 @@ host). `Controllers` is what the two have in common.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Protocol
 
 import trio
@@ -22,8 +21,7 @@ from ..errors import LimitUnavailable
 from ..record import Usage
 from . import files
 from .events import CgroupEvents
-
-_logger = logging.getLogger(__name__)
+from .removal import Removals
 
 
 class CgroupLimits(Struct, frozen=True, kw_only=True):
@@ -72,17 +70,33 @@ class Controllers(Protocol):
 
 
 class Leaf:
-    """The cgroup of one unit. A context manager that owns it, and removes it when it is empty.
+    """The cgroup of one unit. A context manager that owns it, and has it removed when it is empty.
 
     Args:
       directory: in the version 2 hierarchy; exists already.
       controllers: the unit's part of them; exists already.
       events: who tells of changes.
+      removals: who removes it.
     """
 
-    __slots__ = ("_controllers", "_directory", "_events", "_oom_happened", "_opened", "_watches")
+    __slots__ = (
+        "_controllers",
+        "_directory",
+        "_events",
+        "_oom_happened",
+        "_opened",
+        "_removals",
+        "_watches",
+    )
 
-    def __init__(self, directory: str, controllers: Controllers, events: CgroupEvents) -> None:
+    def __init__(
+        self,
+        directory: str,
+        controllers: Controllers,
+        events: CgroupEvents,
+        removals: Removals,
+    ) -> None:
+        self._removals = removals
         self._directory = directory
         self._controllers = controllers
         self._events = events
@@ -100,8 +114,7 @@ class Leaf:
 
     def __exit__(self, *_: object) -> None:
         self._watches.close()
-        for directory in (*self._controllers.directories(), self._directory):
-            remove_tree(directory)
+        self._removals.add((*self._controllers.directories(), self._directory))
 
     def limit(self, limits: CgroupLimits) -> None:
         """Set limits, before anyone has joined.
@@ -195,22 +208,3 @@ class Leaf:
 
     def _event(self, key: str) -> int | None:
         return files.number(files.read(f"{self._directory}/cgroup.events"), key)
-
-
-def remove_tree(directory: str) -> None:
-    """Remove a cgroup and all below it, bottom up; logs what stays."""
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            _logger.error("cgroup %s stays: %s", directory, error.strerror)
-            return
-        below = [path for path, _, _ in os.walk(directory, topdown=False)]
-        for path in below:
-            with suppress(FileNotFoundError):
-                try:
-                    os.rmdir(path)
-                except OSError as stays:
-                    _logger.error("cgroup %s stays: %s", path, stays.strerror)

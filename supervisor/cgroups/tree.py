@@ -27,8 +27,9 @@ from typing import Literal
 
 from . import files
 from .events import CgroupEvents
-from .leaf import Controllers, Leaf, remove_tree
+from .leaf import Controllers, Leaf
 from .mounts import find_own_cgroups
+from .removal import Removals, remove_tree
 from .version1 import Version1Controllers
 from .version2 import Version2Controllers
 
@@ -57,6 +58,7 @@ class CgroupTree:
     Attributes:
       version: of the controllers: `2`, or `1` in a hybrid host.
       controllers: those that can limit, by their version 2 names.
+      removals: of its leaves.
     """
 
     def __init__(self, name: str, events: CgroupEvents) -> None:
@@ -70,6 +72,7 @@ class CgroupTree:
         if os.path.basename(self._base) == _DAEMON:
             self._base = os.path.dirname(self._base)
         self._units = f"{self._base}/{self._name}"
+        self.removals = Removals()
         self._stack = ExitStack()
         self._version1_parents: dict[str, str] = {}
         self.version: Literal[1, 2] = 2
@@ -110,7 +113,7 @@ class CgroupTree:
         except OSError:
             os.rmdir(directory)
             raise
-        return Leaf(directory, controllers, self._events)
+        return Leaf(directory, controllers, self._events, self.removals)
 
     async def sweep(self) -> None:
         """Kill and remove what dead supervisors have left beside this one."""
@@ -122,7 +125,8 @@ class CgroupTree:
                 try:
                     _lock(directory, stack)
                     _logger.info("removing what a dead supervisor left in %s", directory)
-                    stale = Leaf(directory, Version2Controllers(directory), self._events)
+                    controllers = Version2Controllers(directory)
+                    stale = Leaf(directory, controllers, self._events, self.removals)
                     stale.kill()
                     await stale.wait_until_empty()
                 except BlockingIOError:
