@@ -10,6 +10,7 @@ The public names are the ones listed in `__all__`.
 """
 
 from .chunk import Chunk, Offsets, Stream
+from .cursor import Cursor
 from .errors import (
     ArgumentListTooLong,
     BadEnvironmentName,
@@ -46,7 +47,7 @@ from .errors import (
 )
 from .host import Capabilities
 from .lines import Gap, Line, LineReader
-from .output import Cursor, OutputLog
+from .output import OutputLog
 from .process import Process
 from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status, Usage
 from .registry import Retention

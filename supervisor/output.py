@@ -43,17 +43,18 @@ import msgspec
 import trio
 
 from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
+from .cursor import Cursor
 from .launch import resource_error
 from .spec import OutputPolicy
 from .spill import Place, Poured, Source, Spill, SpillFile, size_of
 from .store import OutputStore
+from .tail import Tail
 
 # What a chunk takes in memory besides its bytes, in CPython 3.11.
 _CHUNK_OVERHEAD_BYTES = 256
 # Chunks of the same millisecond are merged up to here: a process that writes
 # single bytes must not cost 256 times as much.
 _MERGED_BYTES = 4096
-_READ_BYTES = 256 * 1024
 # After a failure the disk is tried again when so much more has come.
 _RETRY_BYTES = 1024 * 1024
 # That pass, so they cost no output.
@@ -448,7 +449,7 @@ class OutputLog:
         An unterminated last line counts, and ends last.
         """
         streams = STREAMS if stream is None else (stream,)
-        tail = _Tail(count, streams, self._counts)
+        tail = Tail(count, streams, self._counts)
         if not tail.is_all:
             await self._feed(tail)
         start = self.start_offsets
@@ -457,7 +458,7 @@ class OutputLog:
             tail.begins.get("stderr", start.stderr if "stderr" in streams else 0),
         )
 
-    async def _feed(self, tail: _Tail) -> None:
+    async def _feed(self, tail: Tail) -> None:
         """Show a tail the output, from its end on backwards, until it has found its beginning."""
         await trio.lowlevel.checkpoint()
         segments = [] if self._spill is None else self._spill.segments()
@@ -525,6 +526,10 @@ class OutputLog:
             return await self.read_from(self._disk_end, max_bytes, None)
         return [], None
 
+    async def wait_for_more(self) -> None:
+        """Wait until something is appended, or the log is closed. For cursors."""
+        await self._readers.park()
+
     def note_read(self, begin: int, end: int, end_offsets: Offsets, stream: Stream | None) -> None:
         """Somebody has read a stream from one position to another, as `block` wants to know it."""
         if self._policy == "block":
@@ -544,138 +549,11 @@ class OutputLog:
         return index - (index > 0 and self._chunks[index - 1].end > position)
 
 
-class Cursor:
-    """One reader's place in a log: an async iterator of chunks, live until the log is complete.
-
-    Cancelling a read loses nothing: the position moves only past what was
-    returned.
-
-    Args:
-      log: what to read.
-      position: where to begin; what is kept no more is passed over.
-      stream: the one to read, or None for both.
-      stop: where to end, at most the log's end; None to go on as the process
-        does, until the log is complete.
-    """
-
-    __slots__ = ("_log", "_place", "_position", "_stop", "_stream", "_taken")
-
-    def __init__(
-        self, log: OutputLog, position: int, stream: Stream | None, stop: int | None
-    ) -> None:
-        assert stop is None or stop <= log.end
-        self._log = log
-        self._position = position
-        self._stream = stream
-        self._stop = stop
-        self._place: Place | None = None
-        self._taken: list[Chunk] = []
-
-    @property
-    def position(self) -> int:
-        """The position after what has been read; a new cursor from here goes on exactly there."""
-        return self._taken[-1].position if self._taken else self._position
-
-    async def read(self, max_bytes: int = _READ_BYTES) -> list[Chunk]:
-        """Wait for output, and return about `max_bytes` of what there is; nothing at the end."""
-        log = self._log
-        await trio.lowlevel.checkpoint()
-        if self._taken:  # By an iteration.
-            taken = self._taken[::-1]
-            self._taken.clear()
-            return taken
-        while self._stop is None or self._position < self._stop:
-            if self._position < log.end:
-                if taken := await self._take(max_bytes):
-                    return taken
-            elif log.closed:
-                break
-            else:
-                await log._readers.park()
-        return []
-
-    async def _take(self, max_bytes: int) -> list[Chunk]:
-        """The next chunks that are kept, of those the ones that are wanted."""
-        log = self._log
-        end = log.end
-        chunks, self._place = await log.read_from(self._position, max_bytes, self._place)
-        read_before = self._position
-        self._position = chunks[-1].end if chunks else end
-        if chunks and chunks[0].position < read_before:
-            chunks[0] = chunks[0].without(read_before - chunks[0].position)
-        if self._stop is not None and self._position > self._stop:
-            chunks = [chunk for chunk in chunks if chunk.position < self._stop]
-            if chunks and chunks[-1].end > self._stop:
-                chunks[-1] = chunks[-1].up_to(self._stop)
-            self._position = self._stop
-        end_offsets = chunks[-1].end_offsets if chunks else log.end_offsets
-        if self._stream is not None:
-            chunks = [chunk for chunk in chunks if chunk.stream == self._stream]
-        log.note_read(read_before, self._position, end_offsets, self._stream)
-        return chunks
-
-    def __aiter__(self) -> Cursor:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        if not self._taken:
-            self._taken = (await self.read())[::-1]
-            if not self._taken:
-                raise StopAsyncIteration
-        else:
-            await trio.lowlevel.checkpoint()
-        return self._taken.pop()
-
-
 class _Read(NamedTuple):
     """How far a stream has been read: to this position, and so to this offset of it."""
 
     position: int
     offset: int
-
-
-class _Tail:
-    """Finds where the last lines begin, given the output backwards.
-
-    Attributes:
-      begins: of each stream, the offset, as far as it is known.
-      is_all: whether there are not even that many lines.
-    """
-
-    def __init__(self, count: int, streams: tuple[Stream, ...], counts: Counts) -> None:
-        self.begins: dict[Stream, int] = {}
-        self._left = count
-        self._streams = streams
-        numbers = [STREAMS.index(stream) for stream in streams]
-        since = {number: counts.open_since[number] for number in numbers}
-        unterminated = [(place, number) for number, place in since.items() if place is not None]
-        for _, number in sorted(unterminated, reverse=True):
-            self._end_line(STREAMS[number], counts.ends[number])
-        self.is_all = self._left > sum(counts.newlines[number] for number in numbers)
-
-    @property
-    def is_found(self) -> bool:
-        """Whether it is known of every stream."""
-        return len(self.begins) == len(self._streams)
-
-    def add(self, chunk: Chunk) -> None:
-        """The chunk before the one that was added last."""
-        stream, data = chunk.stream, chunk.data
-        if stream not in self._streams or stream in self.begins:
-            return
-        newlines = data.count(b"\n")
-        if newlines <= self._left:
-            self._left -= newlines
-            return
-        newline = len(data)
-        while stream not in self.begins and (newline := data.rfind(b"\n", 0, newline)) >= 0:
-            self._end_line(stream, chunk.offset + newline + 1)
-
-    def _end_line(self, stream: Stream, offset: int) -> None:
-        if self._left > 0:
-            self._left -= 1
-        else:
-            self.begins[stream] = offset
 
 
 def _first_of(chunks: list[Chunk], size: int) -> list[Chunk]:

@@ -15,9 +15,10 @@ import trio
 
 from .cgroups import Leaf
 from .chunk import BEGINNING, Offsets, Stream
+from .cursor import Cursor
 from .errors import CgroupsUnavailable, InvalidSignal, ProcessNotRunning, StdinNotWritable
 from .lines import LineReader
-from .output import Cursor, OutputLog
+from .output import OutputLog
 from .record import End, ProcessRecord, Reason, Status, Usage
 from .spec import ProcessSpec
 from .stdin import Stdin

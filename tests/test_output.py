@@ -25,7 +25,7 @@ from supervisor import (
     spill,
 )
 from supervisor.chunk import STREAMS
-from supervisor.output import Cursor
+from supervisor.cursor import Cursor
 
 LIMITS = OutputLimits(
     memory_bytes=3000, unspilled_bytes=7000, log_bytes=30_000, total_memory_bytes=12_000
