@@ -325,7 +325,7 @@ class Spill:
     async def read(self, place: Place, max_bytes: int) -> tuple[list[Chunk], Place]:
         """The chunks from a place on, at least one and else about `max_bytes`, and where to go on.
 
-        None if the file ends there.
+        No chunks if the file ends there.
 
         Raises:
           OSError: the file cannot be read, or has been dropped meanwhile.
