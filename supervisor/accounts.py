@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import pwd
 import re
+from contextlib import ExitStack
 
 from msgspec import Struct
 
 from .errors import InvalidUser, UserNotFound, UserNotPermitted
 from .spec import User
 
+LOGIN_VARIABLES = ("HOME", "USER", "LOGNAME", "SHELL")
+"""What an account says of a process's environment."""
+
 _UID = re.compile(r"[0-9]{1,10}", re.ASCII)
 _UID_GID = re.compile(r"([0-9]{1,10}):([0-9]{1,10})", re.ASCII)
 _LARGEST_ID = 2**32 - 2
 _FILES = ("/etc/passwd", "/etc/group", "/etc/nsswitch.conf")
 _REMEMBERED = 1000
+_DESCRIPTORS_FOR_A_LOOK = 4
 
 
 class Account(Struct, frozen=True):
@@ -59,6 +64,7 @@ class Accounts:
         """The account that `user` means; see the module's `look_up`.
 
         Raises: as there.
+          OSError: the files cannot be read now.
         """
         version = tuple(_version_of(path) for path in _FILES)
         if version != self._version:
@@ -66,11 +72,22 @@ class Accounts:
             self._version = version
         account = self._found.get(user)
         if account is None:
+            _require_descriptors()
             account = look_up(user)
             if len(self._found) >= _REMEMBERED:
                 self._found.clear()
             self._found[user] = account
         return account
+
+
+def _require_descriptors() -> None:
+    """Raise OSError without a few descriptors to spare.
+
+    Without one the C library finds no account and no groups, and says no more than that.
+    """
+    with ExitStack() as stack:
+        for _ in range(_DESCRIPTORS_FOR_A_LOOK):
+            stack.callback(os.close, os.open("/", os.O_PATH | os.O_CLOEXEC))
 
 
 def _version_of(path: str) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
 
@@ -28,6 +29,7 @@ import trio
 
 from .chunk import Stream
 from .output import OutputLog
+from .spill import Take
 
 _READ_BYTES = 64 * 1024
 # After so much, other tasks and the log have their turn.
@@ -42,6 +44,10 @@ _FLOOD_TURN_BYTES = 1
 _FLOOD_PATIENCE_SECONDS = 0.005
 
 
+Move = Callable[[Stream, int, int, int], bytes]
+"""Reads from a stream's pipe, a descriptor, so many bytes at most, at a time in ms; as os.read(2)."""
+
+
 class Capture:
     """Reads a process's stdout and stderr into its log. A context manager that owns the read ends.
 
@@ -49,10 +55,11 @@ class Capture:
     ends, close those, and let a task `run` into the log.
     """
 
-    __slots__ = ("_epoll", "_is_flood", "_log", "_read_bytes", "_streams")
+    __slots__ = ("_epoll", "_is_flood", "_log", "_move", "_read_bytes", "_streams")
 
     def __init__(self) -> None:
         self._log: OutputLog | None = None
+        self._move: Move | None = None
         self._is_flood = False
         self._read_bytes = _READ_BYTES
         self._streams: dict[int, Stream] = {}
@@ -84,17 +91,31 @@ class Capture:
         self._epoll.register(read_end, select.EPOLLIN)
         return write_end
 
+    def take_over(self, stream: Stream, read_end: int) -> None:
+        """Read from a pipe that an earlier supervisor has made, too; it is owned here from now on."""
+        self._streams[read_end] = stream
+        self._epoll.register(read_end, select.EPOLLIN)
+
+    @property
+    def read_ends(self) -> dict[Stream, int]:
+        """The pipes that are open, by stream."""
+        return {stream: descriptor for descriptor, stream in self._streams.items()}
+
     def close_stream(self, stream: Stream) -> None:
         """Give a stream up, whose write end nobody uses."""
         for descriptor in [fd for fd, name in self._streams.items() if name == stream]:
             self._close(descriptor)
 
-    async def run(self, log: OutputLog | None) -> None:
+    async def run(self, log: OutputLog | None, move: Move | None = None) -> None:
         """Read into `log`, or into nothing, until every writer is gone from every stream.
 
         While the log waits for its disk, or for its readers, so does the process.
+
+        Args:
+          move: moves what is read to where it outlives us; None where it need not.
         """
         self._log = log
+        self._move = move
         while self._streams:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             is_flood = self._read_turn()
@@ -105,14 +126,11 @@ class Capture:
         """Read what is there, up to a bound; whether there may be more."""
         left = _FLOOD_TURN_BYTES if self._is_flood else _TURN_BYTES
         while left > 0:
-            reads = self._read()
-            if not reads:
+            count = self._read_within(0, self._take)
+            if not count:
                 self._is_flood = False
                 return False
-            for stream, data, timestamp_ms in reads:
-                left -= len(data)
-                if self._log is not None:
-                    self._log.append(stream, data, timestamp_ms)
+            left -= count
         self._become_flood()
         return True
 
@@ -125,33 +143,40 @@ class Capture:
         """
         capacity = max((fcntl(fd, F_GETPIPE_SZ) for fd in self._streams), default=0)
         for _ in range(capacity // _READ_BYTES + 2):
-            reads = self._read()
-            if not reads:
+            if not self._read_within(0, self._take):
                 return
-            for read in reads:
-                if self._log is not None:
-                    self._log.append(*read)
 
-    def _read(self) -> list[tuple[Stream, bytes, int]]:
-        """Read once from each pipe that has something, in order; nothing if none has.
+    def _take(self, stream: Stream, descriptor: int, max_bytes: int) -> int:
+        """Read into the log."""
+        timestamp_ms = time.time_ns() // 1_000_000
+        if self._move is None or self._log is None:
+            data = os.read(descriptor, max_bytes)
+        else:
+            data = self._move(stream, descriptor, max_bytes, timestamp_ms)
+        if data and self._log is not None:
+            self._log.append(stream, data, timestamp_ms)
+        return len(data)
+
+    def _read_flood(self, take: Take) -> int:
+        """Let a thread take what there is, with a little patience."""
+        return self._read_within(_FLOOD_PATIENCE_SECONDS, take)
+
+    def _read_within(self, seconds: float, take: Take) -> int:
+        """Read once from each pipe that has something, in order; returns how many bytes.
 
         Closes those that are at their end.
         """
-        return self._read_within(0)
-
-    def _read_flood(self) -> list[tuple[Stream, bytes, int]]:
-        """The same for a thread, with a little patience."""
-        return self._read_within(_FLOOD_PATIENCE_SECONDS)
-
-    def _read_within(self, seconds: float) -> list[tuple[Stream, bytes, int]]:
-        reads: list[tuple[Stream, bytes, int]] = []
-        while not reads and self._streams and (events := self._epoll.poll(seconds)):
-            for descriptor, _ in events:
-                if data := os.read(descriptor, self._read_bytes):
-                    reads.append((self._streams[descriptor], data, time.time_ns() // 1_000_000))
+        count = 0
+        while not count and self._streams and (events := self._epoll.poll(seconds)):
+            for descriptor, event in events:
+                # Without anything to read it is only hung up, which saves the read.
+                if event & select.EPOLLIN and (
+                    taken := take(self._streams[descriptor], descriptor, self._read_bytes)
+                ):
+                    count += taken
                 else:
                     self._close(descriptor)
-        return reads
+        return count
 
     def _become_flood(self) -> None:
         self._is_flood = True

@@ -128,6 +128,13 @@ class Counts:
         self.open_since[which] = None if data.endswith(b"\n") else chunk.position
         return chunk
 
+    def note(self, chunk: Chunk) -> None:
+        """Note a chunk that was stamped before, and what was lost before it."""
+        which = chunk.stream == "stderr"
+        self.ends = [chunk.end_offsets.stdout, chunk.end_offsets.stderr]
+        self.newlines[which] = chunk.newlines + chunk.data.count(b"\n")
+        self.open_since[which] = None if chunk.data.endswith(b"\n") else chunk.position
+
     def copy(self) -> Counts:
         """The same, to go on from without these."""
         copy = Counts()

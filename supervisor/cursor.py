@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .chunk import Chunk, Stream
+from .chunk import STREAMS, Chunk, Stream
 from .spill import Place
 
 if TYPE_CHECKING:
@@ -27,17 +27,25 @@ class Cursor:
       stream: the one to read, or None for both.
       stop: where to end, at most the log's end; None to go on as the process
         does, until the log is complete.
+      is_held: whether what is taken from here is not handed on at once; whoever
+        holds it tells the log what has been read.
     """
 
-    __slots__ = ("_log", "_place", "_position", "_stop", "_stream", "_taken")
+    __slots__ = ("_is_held", "_log", "_place", "_position", "_stop", "_stream", "_taken")
 
     def __init__(
-        self, log: OutputLog, position: int, stream: Stream | None, stop: int | None
+        self,
+        log: OutputLog,
+        position: int,
+        stream: Stream | None,
+        stop: int | None,
+        is_held: bool = False,
     ) -> None:
         assert stop is None or stop <= log.end
         self._log = log
         self._position = position
         self._stream = stream
+        self._is_held = is_held
         self._stop = stop
         self._place: Place | None = None
         self._taken: list[Chunk] = []
@@ -82,7 +90,11 @@ class Cursor:
         end_offsets = chunks[-1].end_offsets if chunks else log.end_offsets
         if self._stream is not None:
             chunks = [chunk for chunk in chunks if chunk.stream == self._stream]
-        log.note_read(read_before, self._position, end_offsets, self._stream)
+        if (readership := log.readership) is not None:
+            streams = STREAMS if self._stream is None else (self._stream,)
+            places = {name: (self._position, end_offsets.of(name)) for name in streams}
+            note = readership.note_taken if self._is_held else readership.note_read
+            note(read_before, places)
         return chunks
 
     def __aiter__(self) -> Cursor:

@@ -110,7 +110,7 @@ class WorkingDirNotADirectory(LaunchError):
 
 
 class PermissionDenied(LaunchError):
-    """The kernel refused: a directory that may not be entered, or a forbidden change of user."""
+    """The kernel refused: a directory that may not be entered, or a priority or OOM score that takes privilege."""
 
     code = "PERMISSION_DENIED"
 
@@ -227,6 +227,12 @@ class SupervisorClosed(SupervisorError):
 
 
 # --- the supervisor's own settings -----------------------------------------------
+
+
+class KeyReused(SupervisorError):
+    """The key of a start belongs to a process that was started with another spec."""
+
+    code = "IDEMPOTENCY_KEY_REUSED"
 
 
 class StateDirUnusable(SupervisorError):

@@ -11,12 +11,10 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import resource
 import signal
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 import trio
 
@@ -39,76 +37,30 @@ from .errors import (
     WorkingDirNotADirectory,
     WorkingDirNotFound,
 )
-from .orders import ANSWER_SIZE, Credentials, Failure, Limit, Orders, Stage, decode_answer, encode
-from .record import ExitStatus
-from .spec import Limits, ProcessSpec
+from .leader import Leader, take_from_trio
+from .orders import ANSWER_SIZE, Credentials, Failure, Orders, Stage, decode_answer, encode
+from .reaper import Children
+from .spec import ProcessSpec
 
 _LAUNCHER = str(Path(__file__).parent / "launcher" / f"launcher-{platform.machine()}")
-
-
-class Leader:
-    """A started leader, until it is reaped. A context manager that owns it.
-
-    The zombie is kept until then, so that pid, group and session stay this
-    process's own for as long as they are used.
-
-    Raises:
-      OSError: it cannot be held by a pidfd.
-    """
-
-    __slots__ = ("_owns_pidfd", "_process", "pid", "pidfd")
-
-    def __init__(self, process: trio.Process) -> None:
-        self._process = process
-        self.pid = process.pid
-        # Trio's own, where it has one: thousands of live processes should not
-        # cost a second descriptor each. Trio opens it before anyone could have
-        # reaped, and closes it when we do.
-        trios = getattr(process, "_pidfd", None)
-        self.pidfd: int = os.pidfd_open(process.pid) if trios is None else trios.fileno()
-        self._owns_pidfd = trios is None
-
-    def __enter__(self) -> Leader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._process.poll()  # Reaps, and closes Trio's pidfd.
-        if self._owns_pidfd:
-            os.close(self.pidfd)
-
-    async def wait(self) -> None:
-        """Wait until the leader has exited. It stays a zombie."""
-        await trio.lowlevel.wait_readable(self.pidfd)
-
-    def exit_status(self) -> ExitStatus:
-        """How the leader, which has exited, ended; without reaping it."""
-        try:
-            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        except ChildProcessError:
-            # Something else in this program waits for children that are not
-            # its own. subprocess would say 0 here, which would be invented.
-            return ExitStatus(None, None)
-        assert info is not None
-        if info.si_code == os.CLD_EXITED:
-            return ExitStatus(info.si_status, None)
-        return ExitStatus(None, info.si_status)
 
 
 class Launcher:
     """A launcher that has been spawned, and waits for its orders or has them already.
 
     Whoever has one must `carry_out` or `dismiss` it.
+
+    Args:
+      leader: what it becomes; owned here from now on.
+      connection: on which it takes orders and answers, a socket that does not
+        block; owned here, too.
+      sent: how many bytes of its orders it has been sent already.
     """
 
-    __slots__ = ("_connection", "_process", "_sent")
+    __slots__ = ("_connection", "_sent", "leader")
 
-    def __init__(self, process: trio.Process, connection: socket.socket, sent: int) -> None:
-        self._process = process
+    def __init__(self, leader: Leader, connection: int, sent: int = 0) -> None:
+        self.leader = leader
         self._connection = connection
         self._sent = sent
 
@@ -124,102 +76,120 @@ class Launcher:
 
         If cancelled, or if it raises, nothing is left.
         """
+        leader = self.leader
         try:
-            with self._connection:
-                await _send_rest(self._connection, orders, self._sent)
+            try:
+                is_heard = await _send_rest(self._connection, orders, self._sent)
                 failure = await _receive_answer(self._connection)
+            except ConnectionResetError:
+                is_heard, failure = False, None
+            finally:
+                os.close(self._connection)
             if failure is not None:
                 cause = OSError(failure.errno, os.strerror(failure.errno))
                 raise _launch_error(failure, spec) from cause
-            if _was_killed_before_exec(self._process.pid, spec.command):
+            if not is_heard:
                 raise KilledBeforeExec(
                     f"{spec.command!r} was not executed: the launcher was killed before, by "
                     "somebody or by the kernel (is a limit of memory too low?)"
                 )
-            return Leader(self._process)
         except BaseException as error:
-            # Not reaped, hence still the number of this very group.
-            os.killpg(self._process.pid, signal.SIGKILL)
-            with trio.CancelScope(shield=True):
-                await self._process.wait()
+            # Not reaped, hence still the number of this very group, if it came to lead one.
+            with suppress(ProcessLookupError):
+                os.killpg(leader.pid, signal.SIGKILL)
+            await leader.end()
             if isinstance(error, OSError):
-                raise resource_error(error) from error
+                # Not told as a shortage, which would say that nothing has happened.
+                raise LaunchError(
+                    f"{spec.command!r} may have been executed, but was killed again: {error}"
+                ) from error
             raise
-
-    def is_waiting(self) -> bool:
-        """Whether it is alive; for one that has no orders yet."""
-        return self._process.poll() is None
+        return leader
 
     async def dismiss(self) -> None:
         """Let it end without orders. Not interrupted by cancellation."""
-        self._connection.close()
-        with trio.CancelScope(shield=True):
-            await self._process.wait()
+        os.close(self._connection)
+        with trio.CancelScope(shield=True), self.leader:
+            await self.leader.wait()
 
 
-def _was_killed_before_exec(pid: int, command: str) -> bool:
-    """Whether a child whose answer has ended still is the launcher, killed.
+class Launchers:
+    """Where launchers come from. A context manager that holds their program open.
 
-    The answer ends by the execution or by death, and a dead one keeps its name.
-    """
-    with suppress(ChildProcessError):  # Somebody has stolen it, but not its name.
-        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if info is None or info.si_code == os.CLD_EXITED:
-            return False
-    with open(f"/proc/{pid}/comm", "rb") as file:
-        name = file.read().rstrip(b"\n")
-    # The kernel cuts names to 15 bytes (PR_SET_NAME in prctl(2)).
-    if name != os.fsencode(os.path.basename(_LAUNCHER))[:15]:
-        return False
-    return os.fsencode(os.path.basename(command))[:15] != name
-
-
-async def spawn(
-    *, joins: tuple[int, ...], stdin: int, stdout: int, stderr: int, orders: bytes = b""
-) -> Launcher:
-    """Spawn a launcher in a session of its own.
+    So it is there, and the one that we speak the language of, also while another
+    version is being installed in its place.
 
     Args:
-      joins: descriptors of the `cgroup.procs` that it joins first of all.
-      stdin, stdout, stderr: descriptors, or `subprocess.DEVNULL`.
-      orders: what it is to carry out, if that is known already.
+      children: those to add launchers to.
 
     Raises:
-      LaunchError: one of its subclasses; nothing is left.
-
-    Cancellation: the spawn itself is not interrupted, since it takes less than
-    a millisecond. There is no checkpoint after the process has come into being.
+      FileNotFoundError: this package was installed without its launcher.
     """
-    try:
-        ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    except OSError as error:
-        raise resource_error(error) from error
-    with the_childs, ExitStack() as on_failure:
-        on_failure.enter_context(ours)
-        ours.setblocking(False)
-        # What fits is there before the launcher is, which then need not wait.
-        sent = ours.send(orders) if orders else 0
-        fd = str(the_childs.fileno())
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._program = -1
+
+    def __enter__(self) -> Launchers:
+        self._program = os.open(_LAUNCHER, os.O_PATH | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._program)
+
+    async def spawn(
+        self,
+        *,
+        cgroups: tuple[str, ...],
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        orders: bytes = b"",
+    ) -> Launcher:
+        """Spawn one in a session of its own.
+
+        Args:
+          cgroups: directories that it makes, where they are not there yet, and joins first of all.
+          stdin, stdout, stderr: descriptors, or `subprocess.DEVNULL`.
+          orders: what it is to carry out, if that is known already.
+
+        Raises:
+          LaunchError: one of its subclasses; nothing is left.
+
+        Cancellation: the spawn itself is not interrupted, since it takes less than
+        a millisecond. There is no checkpoint after the process has come into being.
+        """
         try:
-            process = await trio.lowlevel.open_process(
-                [_LAUNCHER, fd, fd, ",".join(map(str, joins))],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                env={},
-                pass_fds=(the_childs.fileno(), *joins),
-                # Here and not by an order: so it is never in our own group,
-                # where a terminal's Ctrl-C would reach it.
-                start_new_session=True,
-            )
+            ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
             raise resource_error(error) from error
-        except RuntimeError as error:
-            # Trio starts processes in a worker thread; "can't start new
-            # thread" is no OSError but the same EAGAIN.
-            raise OutOfProcesses("no thread could be made to start the process") from error
-        on_failure.pop_all()
-        return Launcher(process, ours, sent)
+        with the_childs, ours:
+            ours.setblocking(False)
+            # What fits is there before the launcher is, which then need not wait.
+            sent = ours.send(orders) if orders else 0
+            fd = str(the_childs.fileno())
+            try:
+                with self._children.birth():
+                    process = await trio.lowlevel.open_process(
+                        [_LAUNCHER, fd, fd, *cgroups],
+                        executable=f"/proc/self/fd/{self._program}",
+                        stdin=stdin,
+                        stdout=stdout,
+                        stderr=stderr,
+                        env={},
+                        pass_fds=(the_childs.fileno(), self._program),
+                        # Here and not by an order: so it is never in our own group,
+                        # where a terminal's Ctrl-C would reach it.
+                        start_new_session=True,
+                    )
+                    leader = take_from_trio(process, self._children)
+            except OSError as error:
+                raise resource_error(error) from error
+            except RuntimeError as error:
+                # Trio starts processes in a worker thread; "can't start new
+                # thread" is no OSError but the same EAGAIN.
+                raise OutOfProcesses("no thread could be made to start the process") from error
+            return Launcher(leader, ours.detach(), sent)
 
 
 def orders_for(
@@ -227,7 +197,8 @@ def orders_for(
     *,
     account: Account | None,
     environment: Environment,
-    limits: Limits,
+    attributes: bytes,
+    no_new_privs: bool,
     null_unused_pipes: bool,
 ) -> bytes:
     """What a launcher is to do for this spec.
@@ -235,7 +206,8 @@ def orders_for(
     Args:
       account: whom to become; None to stay who we are.
       environment: the whole environment of the child.
-      limits: of which those of setrlimit(2) are set.
+      attributes: encoded ones.
+      no_new_privs: whether executing anything can give it no privileges.
       null_unused_pipes: whether the launcher has a pipe for every stream, so
         that those that the spec does not want must be replaced.
 
@@ -243,19 +215,15 @@ def orders_for(
       ArgumentListTooLong: no launcher takes that much.
     """
     command = os.fsencode(spec.command)
-    rlimits = (
-        (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_CORE, limits.core_bytes),
-        (resource.RLIMIT_FSIZE, limits.file_bytes),
-    )
     orders = Orders(
         stdin="null" if null_unused_pipes and spec.stdin_mode == "closed" else "keep",
         stdout="null" if null_unused_pipes and spec.stdout_mode == "discard" else "keep",
         stderr="null" if null_unused_pipes and spec.stderr_mode == "discard" else "keep",
-        limits=tuple(Limit(kind, value, value) for kind, value in rlimits if value is not None),
+        encoded_attributes=attributes,
         credentials=None
         if account is None
         else Credentials(account.uid, account.gid, account.groups),
+        no_new_privs=no_new_privs,
         directory=None if spec.working_dir is None else os.fsencode(spec.working_dir),
         command=command,
         arguments=(command, *map(os.fsencode, spec.args)),
@@ -267,27 +235,32 @@ def orders_for(
         raise ArgumentListTooLong(str(error), field="args") from error
 
 
-async def _send_rest(connection: socket.socket, orders: bytes, sent: int) -> None:
-    """Send the orders from `sent` on; a launcher that has failed takes no more."""
+async def _send_rest(connection: int, orders: bytes, sent: int) -> bool:
+    """Send the orders from `sent` on; whether all were. A launcher that has failed takes no more."""
     try:
         while sent < len(orders):
-            await trio.lowlevel.wait_writable(connection)
-            sent += connection.send(orders[sent : sent + 65536])
+            try:
+                sent += os.write(connection, memoryview(orders)[sent:])
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(connection)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # Its answer says why.
-    else:
-        connection.shutdown(socket.SHUT_WR)
+        return False  # Its answer says why, if it gave one.
+    return True
 
 
-async def _receive_answer(connection: socket.socket) -> Failure | None:
+async def _receive_answer(connection: int) -> Failure | None:
+    """Why it failed; None if it has executed the command.
+
+    Raises:
+      ConnectionResetError: it died before it had heard all of its orders.
+    """
     answer = b""
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
-            data = connection.recv(ANSWER_SIZE)
-        except ConnectionResetError:
-            # It ended with orders unread, as it does once it has failed.
-            data = b""
+            data = os.read(connection, ANSWER_SIZE)
+        except BlockingIOError:
+            continue  # For nothing; see `readiness`.
         answer += data
         if not data or len(answer) == ANSWER_SIZE:
             return decode_answer(answer)
@@ -329,6 +302,15 @@ def _launch_error(failure: Failure, spec: ProcessSpec) -> LaunchError:
             return OutOfProcesses("the user has too many processes")
         case ((Stage.GROUPS | Stage.GID | Stage.UID), _):
             return UserNotPermitted(f"the change of user was refused: {reason}", field="user")
+        case Stage.NICE, (errno.EACCES | errno.EPERM):
+            return PermissionDenied(
+                f"nice {spec.nice} is a higher priority than the supervisor may give", field="nice"
+            )
+        case Stage.OOM_SCORE_ADJ, (errno.EACCES | errno.EPERM):
+            return PermissionDenied(
+                f"oom_score_adj {spec.oom_score_adj} is lower than the supervisor may set",
+                field="oom_score_adj",
+            )
         case Stage.LIMIT, errno.EPERM:
             return LimitNotPermitted(
                 "a limit exceeds the supervisor's own, which it may not raise", field="limits"

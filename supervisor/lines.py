@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from .chunk import BEGINNING, STREAMS, Chunk, Offsets, Stream
 from .output import OutputLog
+from .readership import Readership
 
 
 class Line(Struct, frozen=True, gc=False):
@@ -75,6 +76,7 @@ class LineReader:
     """
 
     __slots__ = (
+        "_begin",
         "_cursor",
         "_log",
         "_max_line_bytes",
@@ -100,7 +102,10 @@ class LineReader:
         self._streams = STREAMS if stream is None else (stream,)
         self._max_line_bytes = max_line_bytes
         position = min(log.position_of(name, resume.of(name)) for name in self._streams)
-        self._cursor = log.cursor(position, stream=stream, stop=None if follow else log.end)
+        self._begin = position
+        self._cursor = log.cursor(
+            position, stream=stream, stop=None if follow else log.end, is_held=True
+        )
         # Of each stream: where it ends, with how many newlines; known once the output is complete.
         self._stop = None if follow else self._ends()
         # Of each stream: what has been read, and what has been handed out.
@@ -170,7 +175,22 @@ class LineReader:
             self._read[stream] = chunk.offset + len(chunk.data)
             items += self._split(chunk)
             self._newlines[stream] = chunk.newlines + chunk.data.count(b"\n")
+        if self._log.readership is not None:
+            self._note_read(self._log.readership)
         return items
+
+    def _note_read(self, readership: Readership) -> None:
+        """Tell what is needed no more: whoever comes back begins with the line that is open."""
+        end = self._cursor.position
+        places: dict[Stream, tuple[int, int]] = {}
+        for name in self._streams:
+            partial = self._partial.get(name)
+            places[name] = (
+                (end, self._read[name])
+                if partial is None
+                else (partial.position, self._resume[name])
+            )
+        readership.note_read(self._begin, places)
 
     def _jump(self, stream: Stream, offset: int, newlines: int) -> Iterator[Line | Gap]:
         """What a hole up to here means: the end of the open line, and the gap."""
@@ -188,7 +208,7 @@ class LineReader:
         timestamp_ms, stream, offset = chunk.timestamp_ms, chunk.stream, chunk.offset
         head, *rest = chunk.data.split(b"\n")
         if not rest:
-            yield from self._keep(stream, head, timestamp_ms)
+            yield from self._keep(stream, head, timestamp_ms, chunk.end)
             return
         other = self._resume["stderr" if stream == "stdout" else "stdout"]
         is_stdout = stream == "stdout"
@@ -204,13 +224,15 @@ class LineReader:
             yield Line(_text(raw), timestamp_ms, stream, resume)
         self._resume[stream] = offset
         if last:
-            yield from self._keep(stream, last, timestamp_ms)
+            yield from self._keep(stream, last, timestamp_ms, chunk.end)
 
-    def _keep(self, stream: Stream, data: bytes, timestamp_ms: int) -> Iterator[Line]:
-        """Add to the open line of a stream; hand out the parts for which it has become too long."""
+    def _keep(self, stream: Stream, data: bytes, timestamp_ms: int, end: int) -> Iterator[Line]:
+        """Add data that end at a position to the open line of a stream; hand out the parts for which it has become too long."""
         # Popped and put back: the streams stay in the order of their last bytes.
         partial = self._partial.pop(stream, None)
-        parts, size = ([], 0) if partial is None else (partial.parts, partial.size)
+        parts, size, position = [], 0, end - len(data)
+        if partial is not None:
+            parts, size, position = partial.parts, partial.size, partial.position
         parts.append(data)
         size += len(data)
         if self._max_line_bytes is not None and size > self._max_line_bytes:
@@ -222,7 +244,9 @@ class LineReader:
                 yield Line(text, timestamp_ms, stream, self.resume, is_whole=False)
                 raw = raw[cut:]
             parts, size = [raw], len(raw)
-        self._partial[stream] = _Partial(parts, size, timestamp_ms)
+            if len(raw) <= len(data):
+                position = end - len(raw)
+        self._partial[stream] = _Partial(parts, size, timestamp_ms, position)
 
     def _flush(self, stream: Stream) -> Iterator[Line]:
         if (partial := self._partial.pop(stream, None)) is not None:
@@ -236,6 +260,8 @@ class _Partial(NamedTuple):
     parts: list[bytes]
     size: int
     timestamp_ms: int
+    # Where it begins in the log, or a little before.
+    position: int
 
 
 def _text(raw: bytes) -> str:

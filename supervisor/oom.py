@@ -27,9 +27,13 @@ _REMEMBERED_VICTIMS = 10_000
 
 
 class KernelLog:
-    """The victims that the kernel's log names. A context manager that owns the descriptor."""
+    """The victims that the kernel's log names. A context manager that owns the descriptor.
 
-    def __init__(self) -> None:
+    Args:
+      from_its_beginning: whether it is for processes that are older than this, too.
+    """
+
+    def __init__(self, *, from_its_beginning: bool = False) -> None:
         self._descriptor: int | None = None
         self._victims: dict[int, int] = {}
         self._reading = trio.Lock()
@@ -37,7 +41,7 @@ class KernelLog:
             if os.readlink("/proc/self/ns/pid") == _INITIAL_PID_NAMESPACE:
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                 self._descriptor = os.open("/dev/kmsg", flags)
-                os.lseek(self._descriptor, 0, os.SEEK_END)
+                os.lseek(self._descriptor, 0, os.SEEK_SET if from_its_beginning else os.SEEK_END)
         except OSError:
             pass  # It can be read by privileged programs only.
 

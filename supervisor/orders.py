@@ -12,11 +12,12 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 MAX_SIZE: Final = 8 << 20
-"""The launcher takes orders of at most this many bytes, the header not counted."""
+"""The launcher takes orders of at most this many bytes, header and last byte not counted."""
 
 ANSWER_SIZE: Final = 8
 _MAGIC: Final = 0x31524C43  # "CLR1"
 _HEADER: Final = struct.Struct("<II")
+_LAST: Final = b"\0"
 _RECORD: Final = struct.Struct("<HHI")
 _UNSIGNED: Final = struct.Struct("<I")
 _SIGNED: Final = struct.Struct("<i")
@@ -90,6 +91,8 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     nice: int | None = None
     umask: int | None = None
     limits: tuple[Limit, ...] = ()
+    encoded_attributes: bytes = b""
+    """Instead of the four above: what `encode_attributes` has made of them."""
     credentials: Credentials | None = None
     """None: the child stays the user that the launcher is, with its groups and capabilities."""
     no_new_privs: bool = False
@@ -125,7 +128,21 @@ def encode(orders: Orders) -> bytes:
         raise ValueError(
             f"command, arguments and environment take {len(body)} bytes; at most {MAX_SIZE} are possible"
         )
-    return _HEADER.pack(_MAGIC, len(body)) + body
+    return b"".join((_HEADER.pack(_MAGIC, len(body)), body, _LAST))
+
+
+def encode_attributes(
+    *,
+    oom_score_adj: int | None = None,
+    nice: int | None = None,
+    umask: int | None = None,
+    limits: tuple[Limit, ...] = (),
+) -> bytes:
+    """Return the part of the orders that these are.
+
+    Raises ValueError for a number out of range.
+    """
+    return b"".join(_attributes(oom_score_adj, nice, umask, limits))
 
 
 def encode_environment(variables: Iterable[bytes]) -> bytes:
@@ -162,20 +179,8 @@ def _records(orders: Orders) -> Iterator[bytes]:
         yield _record(Stage.NEW_SESSION, b"")
     if orders.controlling_tty:
         yield _record(Stage.CONTROLLING_TTY, b"")
-    if orders.oom_score_adj is not None:
-        yield _string(Stage.OOM_SCORE_ADJ, b"%d" % orders.oom_score_adj)
-    if orders.nice is not None:
-        yield _record(
-            Stage.NICE, _SIGNED.pack(_checked(Stage.NICE, orders.nice, minimum=-20, maximum=19))
-        )
-    if orders.umask is not None:
-        yield _number(Stage.UMASK, orders.umask, minimum=0, maximum=0o777)
-    for limit in orders.limits:
-        resource = _checked(Stage.LIMIT, limit.resource, minimum=0, maximum=2**31 - 1)
-        yield _record(
-            Stage.LIMIT,
-            _LIMIT.pack(resource, 0, _limit_value(limit.soft), _limit_value(limit.hard)),
-        )
+    yield from _attributes(orders.oom_score_adj, orders.nice, orders.umask, orders.limits)
+    yield orders.encoded_attributes
     if (credentials := orders.credentials) is not None:
         groups = (
             _checked(Stage.GROUPS, group, minimum=0, maximum=_MAX_ID)
@@ -193,6 +198,23 @@ def _records(orders: Orders) -> Iterator[bytes]:
         yield _string(Stage.ARGUMENT, argument)
     yield encode_environment(orders.environment)
     yield orders.encoded_environment
+
+
+def _attributes(
+    oom_score_adj: int | None, nice: int | None, umask: int | None, limits: tuple[Limit, ...]
+) -> Iterator[bytes]:
+    if oom_score_adj is not None:
+        yield _string(Stage.OOM_SCORE_ADJ, b"%d" % oom_score_adj)
+    if nice is not None:
+        yield _record(Stage.NICE, _SIGNED.pack(_checked(Stage.NICE, nice, minimum=-20, maximum=19)))
+    if umask is not None:
+        yield _number(Stage.UMASK, umask, minimum=0, maximum=0o777)
+    for limit in limits:
+        resource = _checked(Stage.LIMIT, limit.resource, minimum=0, maximum=2**31 - 1)
+        yield _record(
+            Stage.LIMIT,
+            _LIMIT.pack(resource, 0, _limit_value(limit.soft), _limit_value(limit.hard)),
+        )
 
 
 def _record(stage: Stage, value: bytes) -> bytes:

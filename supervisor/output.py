@@ -37,16 +37,18 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_left, bisect_right
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import msgspec
 import trio
 
 from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
 from .cursor import Cursor
+from .frames import size_of
 from .launch import resource_error
+from .readership import Readership
 from .spec import OutputPolicy
-from .spill import Place, Poured, Source, Spill, SpillFile, size_of
+from .spill import Place, Poured, Source, Spill, SpillFile
 from .store import OutputStore
 from .tail import Tail
 
@@ -57,6 +59,10 @@ _CHUNK_OVERHEAD_BYTES = 256
 _MERGED_BYTES = 4096
 # After a failure the disk is tried again when so much more has come.
 _RETRY_BYTES = 1024 * 1024
+# Whoever reads lines, and hands on the parts of long ones, holds no more than this of both streams.
+_MOST_HELD_BYTES = 256 * 1024
+# Those who wait for more of a log that is complete. There are many such logs.
+_NOBODY = trio.lowlevel.ParkingLot()
 # That pass, so they cost no output.
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -68,6 +74,11 @@ class OutputLog:
       store: the bounds and the place to spill to.
       name: of its files, unique in the store.
       policy: what happens past a bound; None for the store's.
+
+    Attributes:
+      readership: how far it has been read, if what has been read makes room for
+        what comes next.
+      spill_error: why the disk did not take or give something, the last time.
     """
 
     __slots__ = (
@@ -76,19 +87,19 @@ class OutputLog:
         "_closed",
         "_counts",
         "_disk_end",
+        "_is_over",
         "_is_payer",
         "_is_writing",
         "_kept_in_memory",
         "_memory_cost",
         "_name",
         "_policy",
-        "_read",
         "_readers",
         "_retry_at",
         "_spill",
         "_store",
         "_unspilled_cost",
-        "_writer",
+        "readership",
         "spill_error",
     )
 
@@ -100,8 +111,7 @@ class OutputLog:
         self._policy = policy or store.limits.policy
         self._chunks: list[Chunk] = []
         self._counts = Counts()
-        # Of each stream, for `block`: how far somebody has read it.
-        self._read = [_Read(0, 0), _Read(0, 0)]
+        self.readership = Readership() if self._policy == "block" else None
         self._memory_cost = 0
         # Of what is not on disk.
         self._unspilled_cost = 0
@@ -110,10 +120,12 @@ class OutputLog:
         self._disk_end = 0
         self._is_writing = False
         self._is_payer = False
+        # Under `drop_newest`: past its own bound, and from then on nothing is kept. What
+        # is written to disk takes less there; that room is not for what comes later.
+        self._is_over = False
         self._retry_at = 0
         self._closed = False
         self._readers = trio.lowlevel.ParkingLot()
-        self._writer = trio.lowlevel.ParkingLot()
         self.spill_error: str | None = None
 
     def __del__(self) -> None:
@@ -170,15 +182,63 @@ class OutputLog:
         """How many newlines a stream has had."""
         return self._counts.newlines[stream == "stderr"]
 
+    # --- from one supervisor to the next ---
+
+    @property
+    def unspilled(self) -> list[Chunk]:
+        """What is in memory and not on disk."""
+        return self._chunks[self._first_from(self._disk_end) :]
+
+    @property
+    def drops_newest(self) -> bool:
+        """Whether what comes next is not kept."""
+        return self._policy == "drop_newest" and (self._is_over or self._is_full)
+
+    @property
+    def counts(self) -> Counts:
+        """What has been captured so far, in numbers; not to be changed."""
+        return self._counts
+
+    def take_back(
+        self,
+        spill: Spill | None,
+        counts: Counts,
+        chunks: Iterable[Chunk],
+        read_to: tuple[int, int, int, int],
+    ) -> None:
+        """Take back what an earlier supervisor had, into a log that is empty yet.
+
+        Args:
+          spill: what is on disk.
+          counts: of all that was captured up to its end.
+          chunks: what was captured since, and maybe again what is on disk.
+          read_to: how far it has been read.
+        """
+        if self.readership is not None:
+            self.readership.take_back(read_to)
+        self._counts = counts
+        if spill is not None and spill.oldest is not None:
+            self._spill = spill
+            self._disk_end = counts.end
+            self._become_payer()
+        for chunk in chunks:
+            if chunk.position >= counts.end:
+                counts.note(chunk)
+                self._chunks.append(chunk)
+                self._kept_in_memory += len(chunk.data)
+                self._unspilled_cost += _cost(chunk)
+                self._charge(_cost(chunk))
+
     # --- writing ---
 
     def append(self, stream: Stream, data: bytes, timestamp_ms: int) -> None:
         """Add captured bytes and wake the readers that wait for them."""
         assert data
         assert not self._closed
-        is_full = self._policy == "drop_newest" and self._is_full
+        is_full = self.drops_newest
         chunk = self._counts.stamp(stream, data, timestamp_ms)
         if is_full:
+            self._is_over = self._is_over or self._is_at_its_bound
             return
         cost = len(data)
         last = self._chunks[-1] if self._chunks else None
@@ -206,6 +266,7 @@ class OutputLog:
         """Declare the output complete; readers end after the last byte."""
         self._closed = True
         self._readers.unpark_all()
+        self._readers = _NOBODY
         if self._spill is not None and self.is_settled:
             self._spill.finish()  # Else `settle` does.
 
@@ -213,7 +274,7 @@ class OutputLog:
     def is_settled(self) -> bool:
         """Whether `settle` has nothing to do."""
         has_too_much = self._unspilled_cost > self._store.limits.memory_bytes and self._can_spill
-        return not has_too_much and (self._policy != "block" or self._closed or not self._is_full)
+        return not has_too_much and (self.readership is None or self._closed or not self._is_full)
 
     async def settle(self, source: Source | None = None) -> None:
         """Spill what is too much for memory; under `block`, wait for readers to make room.
@@ -230,10 +291,21 @@ class OutputLog:
         if self._closed:
             if self._spill is not None:
                 self._spill.finish()
-        elif self._policy == "block":
-            while self._is_full and self.kept_bytes:
-                if not self._drop_read():
-                    await self._writer.park()
+        elif self.readership is not None:
+            await self._wait_for_room(self.readership)
+
+    async def _wait_for_room(self, readership: Readership) -> None:
+        while self._is_full and self.kept_bytes:
+            if self._drop_while(readership.has_read):
+                continue
+            if readership.has_taken(self.end_offsets):
+                # All that is not read is the beginning of a line. It can only go on
+                # beyond the bound; or it goes, if that is not worth while.
+                if readership.held_bytes <= _MOST_HELD_BYTES:
+                    break
+                if self._drop_while(readership.has_taken):
+                    continue
+            await readership.wait()
 
     @property
     def _is_full(self) -> bool:
@@ -245,11 +317,14 @@ class OutputLog:
             return True
         if not self._store.can_spill:
             return False
+        is_total = self._store.disk_bytes + self._unspilled_cost >= limits.total_bytes
+        return is_total or self._is_at_its_bound
+
+    @property
+    def _is_at_its_bound(self) -> bool:
+        """Whether this log is as large as one may be."""
         spilled = 0 if self._spill is None else self._spill.size
-        return (
-            spilled + self._unspilled_cost >= limits.log_bytes
-            or self._store.disk_bytes + self._unspilled_cost >= limits.total_bytes
-        )
+        return spilled + self._unspilled_cost >= self._store.limits.log_bytes
 
     @property
     def _stays_in_memory(self) -> bool:
@@ -330,17 +405,20 @@ class OutputLog:
             # What follows the copies in memory is on disk alone, or their file has gone.
             self._drop_chunks(bisect_right(self._chunks, self._disk_end, key=_end))
 
-    def _drop_read(self) -> bool:
-        """Drop the oldest output as far as it has been read and is in the way; whether any was."""
+    def _drop_while(self, is_done_with: Callable[[Offsets], bool]) -> bool:
+        """Drop the oldest output that readers are done with, as far as it is in the way; whether any was.
+
+        Args:
+          is_done_with: whether they are with all that is before these offsets.
+        """
         has_dropped = False
         while self._is_full:
             oldest = None if self._spill is None else self._spill.oldest
             if oldest is not None:
-                assert self._spill is not None
-                if not self._is_read(oldest.extent.end_offsets):
+                if not is_done_with(oldest.extent.end_offsets):
                     break
                 self._drop_file(oldest)
-            elif self._chunks and self._is_read(self._chunks[0].end_offsets):
+            elif self._chunks and is_done_with(self._chunks[0].end_offsets):
                 self._drop_chunks(1)
             else:
                 break
@@ -419,10 +497,15 @@ class OutputLog:
     # --- reading ---
 
     def cursor(
-        self, position: int = 0, *, stream: Stream | None = None, stop: int | None = None
+        self,
+        position: int = 0,
+        *,
+        stream: Stream | None = None,
+        stop: int | None = None,
+        is_held: bool = False,
     ) -> Cursor:
         """A new reader from `position` on, of both streams or of one; see `Cursor`."""
-        return Cursor(self, position, stream, stop)
+        return Cursor(self, position, stream, stop, is_held)
 
     async def read_all(self, stream: Stream) -> bytes:
         """All bytes of one stream that are kept now."""
@@ -530,30 +613,10 @@ class OutputLog:
         """Wait until something is appended, or the log is closed. For cursors."""
         await self._readers.park()
 
-    def note_read(self, begin: int, end: int, end_offsets: Offsets, stream: Stream | None) -> None:
-        """Somebody has read a stream from one position to another, as `block` wants to know it."""
-        if self._policy == "block":
-            for which, name in enumerate(STREAMS):
-                # Not what somebody has read further on, and left out before.
-                if stream in (None, name) and begin <= self._read[which].position < end:
-                    self._read[which] = _Read(end, end_offsets.of(name))
-            self._writer.unpark_all()
-
-    def _is_read(self, offsets: Offsets) -> bool:
-        stdout, stderr = self._read
-        return stdout.offset >= offsets.stdout and stderr.offset >= offsets.stderr
-
     def _first_from(self, position: int) -> int:
         """The index of the first chunk in memory that ends behind `position`."""
         index = bisect_right(self._chunks, position, key=_position)
         return index - (index > 0 and self._chunks[index - 1].end > position)
-
-
-class _Read(NamedTuple):
-    """How far a stream has been read: to this position, and so to this offset of it."""
-
-    position: int
-    offset: int
 
 
 def _first_of(chunks: list[Chunk], size: int) -> list[Chunk]:

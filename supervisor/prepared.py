@@ -15,16 +15,19 @@ import subprocess
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from .capture import Capture
-from .cgroups import CgroupLimits, FreshLeaf, Leaf
+from .cgroups import CgroupLimits, Leaf
 from .errors import LaunchError
-from .launch import Launcher, resource_error, spawn
+from .launch import Launcher, Launchers, resource_error
 from .spec import ProcessSpec
 from .stdin import Stdin, open_stdin
+
+if TYPE_CHECKING:
+    from .survival import Survival
 
 _logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class PreparedLaunch(NamedTuple):
       stdin: our end of its stdin pipe, or None.
       leaf: its cgroup, or None.
       resources: owns all of these but the launcher.
+      kept: the keeper's key of their descriptors, if it has them.
     """
 
     launcher: Launcher
@@ -47,6 +51,7 @@ class PreparedLaunch(NamedTuple):
     stdin: Stdin | None
     leaf: Leaf | None
     resources: ExitStack
+    kept: int | None = None
 
     def fit(self, spec: ProcessSpec) -> Stdin | None:
         """Close our ends of the pipes that the spec does not want; stdin, if it does."""
@@ -66,12 +71,13 @@ class PreparedLaunch(NamedTuple):
 
 
 async def prepare(
-    spec: ProcessSpec, fresh: FreshLeaf | None, orders: bytes = b""
+    spec: ProcessSpec, leaf: Leaf | None, launchers: Launchers, orders: bytes = b""
 ) -> PreparedLaunch:
     """Make the pipes that `spec` wants and spawn a launcher.
 
     Args:
-      fresh: its cgroup, which is owned here from now on, also if this fails.
+      leaf: its cgroup, which is owned here from now on, also if this fails.
+      launchers: where it comes from.
       orders: what the launcher is to carry out, unless it is to be parked.
 
     Raises:
@@ -83,14 +89,9 @@ async def prepare(
             the_childs.callback(os.close, descriptor)
             return descriptor
 
-        leaf = None
-        joins: tuple[int, ...] = ()
-        if fresh is not None:
-            leaf = ours.enter_context(fresh.leaf)
-            the_childs.enter_context(fresh.closes_joins)
+        if leaf is not None:
+            ours.enter_context(leaf)
         try:
-            if fresh is not None:
-                joins = fresh.joins + fresh.leaf.open_joins(the_childs)
             capture = ours.enter_context(Capture())
             stdin, stdin_end = None, subprocess.DEVNULL
             if spec.stdin_mode == "pipe":
@@ -104,10 +105,20 @@ async def prepare(
                 stderr_end = childs(capture.open("stderr"))
         except OSError as error:
             raise resource_error(error) from error
-        launcher = await spawn(
-            joins=joins, stdin=stdin_end, stdout=stdout_end, stderr=stderr_end, orders=orders
+        launcher = await launchers.spawn(
+            cgroups=() if leaf is None else leaf.directories,
+            stdin=stdin_end,
+            stdout=stdout_end,
+            stderr=stderr_end,
+            orders=orders,
         )
         return PreparedLaunch(launcher, capture, stdin, leaf, ours.pop_all())
+
+
+class _Parked(NamedTuple):
+    launch: PreparedLaunch
+    # In which it is, which is not always where we were before or after: device and inode.
+    directory: tuple[int, int] | None
 
 
 class Parking:
@@ -120,15 +131,23 @@ class Parking:
     Args:
       size: how many are kept; 0 for none.
       take_leaf: where their cgroups come from.
+      launchers: where they themselves do.
     """
 
-    def __init__(self, size: int, take_leaf: Callable[[], FreshLeaf | None]) -> None:
+    def __init__(
+        self, size: int, take_leaf: Callable[[], Leaf | None], launchers: Launchers
+    ) -> None:
         self._size = size
         self._take_leaf = take_leaf
-        self._parked: deque[PreparedLaunch] = deque()
+        self._launchers = launchers
+        self._parked: deque[_Parked] = deque()
         self._unusable: list[PreparedLaunch] = []
-        self._directory: tuple[int, int] | None = None
         self._refill = trio.lowlevel.ParkingLot()
+        self._survival: Survival | None = None
+
+    def survive(self, survival: Survival) -> None:
+        """From now on have the keeper know of what is parked: that is not to be in a start's way either."""
+        self._survival = survival
 
     @property
     def has_some(self) -> bool:
@@ -142,18 +161,16 @@ class Parking:
           LimitUnavailable: a limit cannot be set here.
           OSError: something has run short.
         """
-        if self._parked and self._directory != _current_directory():
-            self._unusable.extend(self._parked)
-            self._parked.clear()
+        directory = _directory(".") if self._parked else None
         while self._parked:
-            prepared = self._parked.popleft()
-            leaf = prepared.leaf
-            if not prepared.launcher.is_waiting():
+            parked = self._parked.popleft()
+            prepared, leaf = parked.launch, parked.launch.leaf
+            if parked.directory != directory:
                 self._unusable.append(prepared)
                 continue
             if leaf is not None and limits != CgroupLimits():
                 if leaf.needs_joins_for(limits):
-                    self._parked.appendleft(prepared)
+                    self._parked.appendleft(parked)
                     return None
                 try:
                     leaf.limit(limits)
@@ -173,24 +190,33 @@ class Parking:
         try:
             while True:
                 while self._unusable:
-                    await self._unusable.pop().dismiss()
+                    await self._dismiss(self._unusable.pop())
                 if len(self._parked) < self._size:
-                    self._directory = self._directory if self._parked else _current_directory()
                     try:
-                        self._parked.append(await prepare(_EVERY_STREAM, self._take_leaf()))
+                        fresh = self._take_leaf()
+                        prepared = await prepare(_EVERY_STREAM, fresh, self._launchers)
+                        if self._survival is not None:
+                            prepared = prepared._replace(kept=self._survival.park(prepared))
+                        directory = _directory(f"/proc/{prepared.launcher.leader.pid}/cwd")
+                        self._parked.append(_Parked(prepared, directory))
                         continue
                     except (LaunchError, OSError) as error:
                         # Whoever starts a process now gets this error too.
                         _logger.info("no launcher can be parked: %s", error)
                 await self._refill.park()
         finally:
-            for prepared in (*self._parked, *self._unusable):
-                await prepared.dismiss()
+            for prepared in (*(parked.launch for parked in self._parked), *self._unusable):
+                await self._dismiss(prepared)
+
+    async def _dismiss(self, prepared: PreparedLaunch) -> None:
+        if self._survival is not None and prepared.kept is not None:
+            self._survival.drop(prepared.kept)
+        await prepared.dismiss()
 
 
-def _current_directory() -> tuple[int, int] | None:
+def _directory(path: str) -> tuple[int, int] | None:
     try:
-        status = os.stat(".")
+        status = os.stat(path)
     except OSError:
         return None
     return (status.st_dev, status.st_ino)

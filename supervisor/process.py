@@ -9,7 +9,8 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal
 
 import trio
 
@@ -19,10 +20,24 @@ from .cursor import Cursor
 from .errors import CgroupsUnavailable, InvalidSignal, ProcessNotRunning, StdinNotWritable
 from .lines import LineReader
 from .output import OutputLog
-from .record import End, ProcessRecord, Reason, Status, Usage
+from .patience import stood_still
+from .record import End, ExitStatus, ProcessRecord, Reason, Status, Usage
 from .spec import ProcessSpec
 from .stdin import Stdin
 from .unit import Unit
+
+if TYPE_CHECKING:
+    from .entries import Began, Found
+    from .survival import Survival
+
+UNKNOWN: Final = ExitStatus(None, None)
+# What those have in common that have ended, which are many: nothing is in the
+# scope, and nobody waits for the event, which is set.
+_OVER: Final = trio.CancelScope()
+_ENDED: Final = trio.Event()
+_ENDED.set()
+LOST: Final = End(exit_status=UNKNOWN, timed_out=False, oom_kills=0, members_killed=0, usage=None)
+"""The end of a process that ended without a supervisor, and without a trace."""
 
 
 class Process:
@@ -40,32 +55,50 @@ class Process:
       log: everything that it wrote.
       members_killed: descendants that were alive when the tree was killed.
       scope: surrounds its life; cancelled to end it by force.
+      is_let_go: whether it goes on without this supervisor.
+      key: of the request that has started it, if that may come again.
+      began: what of it survives the supervisor, if anything does.
+      signals_sent: numbers of the signals that were sent to it from here.
     """
 
     __slots__ = (
+        "_accepted_bytes",
         "_end",
         "_ended",
         "_exited_at",
         "_leaf",
         "_outlived",
-        "_signals_sent",
         "_started_clock",
         "_stdin",
+        "_survival",
         "_unit",
+        "began",
         "duration_seconds",
         "handle",
+        "is_let_go",
+        "key",
         "log",
         "members_killed",
         "pid",
         "scope",
+        "signals_sent",
         "spec",
         "started_at",
     )
 
-    def __init__(self, handle: int, spec: ProcessSpec, log: OutputLog) -> None:
+    def __init__(
+        self, handle: int, spec: ProcessSpec, log: OutputLog, survival: Survival | None = None
+    ) -> None:
+        self._survival = survival
+        self.began: Began | None = None
+        self.key: str | None = None
+        self.is_let_go = False
         self.handle = handle
         self.spec = spec
         self.log = log
+        if survival is not None and log.readership is not None:
+            # Without the process: that would be a cycle, and keep the files for longer.
+            log.readership.noted = partial(survival.note_read, handle)
         self.scope = trio.CancelScope(shield=True)
         self.members_killed = 0
         self.pid = 0
@@ -74,11 +107,14 @@ class Process:
         self._started_clock = 0.0
         self._unit: Unit | None = None
         self._stdin: Stdin | None = None
+        # Under an earlier supervisor, where nothing can be written any more.
+        self._accepted_bytes = 0
         self._exited_at: int | None = None
         self._end: End | None = None
         self._leaf: Leaf | None = None
         self._outlived: trio.Event | None = None
-        self._signals_sent: set[int] = set()
+        # Most get none, so that this costs nothing.
+        self.signals_sent: frozenset[int] = frozenset()
         self._ended = trio.Event()
 
     def __repr__(self) -> str:
@@ -120,6 +156,8 @@ class Process:
         if status == "running":
             return None
         assert self._end is not None
+        if self._end.exit_status == UNKNOWN:
+            return "unknown"
         if self._end.timed_out and status == "signaled" and self.signal == signal.SIGKILL:
             return "timed_out"
         return status
@@ -151,34 +189,36 @@ class Process:
     @property
     def stdin_accepted_bytes(self) -> int:
         """How much of what was written to it the stdin pipe has taken."""
-        return 0 if self._stdin is None else self._stdin.accepted_bytes
+        return self._accepted_bytes if self._stdin is None else self._stdin.accepted_bytes
 
     @property
     def record(self) -> ProcessRecord:
         """A snapshot of all of this."""
+        end, log, status = self._end, self.log, self.status
+        has_ended = end is not None
         return ProcessRecord(
             handle=self.handle,
             pid=self.pid,
-            status=self.status,
+            status=status,
             exit_code=self.exit_code,
             signal=self.signal,
-            oom_killed=self.status == "oom_killed",
+            oom_killed=status == "oom_killed",
             stdin_writable=self.stdin_writable,
             stdin_accepted_bytes=self.stdin_accepted_bytes,
-            command=self.command,
-            args=self.args,
+            command=self.spec.command,
+            args=self.spec.args,
             started_at=self.started_at,
             ended_at=self.ended_at,
-            duration_us=self._duration_us,
-            output_kept_bytes=self.log.kept_bytes,
-            output_dropped_bytes=self.log.dropped_bytes,
-            output_spilled_bytes=self.log.spilled_bytes,
-            output_spill_error=self.log.spill_error,
-            reason=self.reason,
-            signaled_by=self._signaled_by,
+            duration_us=self._duration_us if has_ended else None,
+            output_kept_bytes=log.kept_bytes,
+            output_dropped_bytes=log.dropped_bytes,
+            output_spilled_bytes=log.spilled_bytes,
+            output_spill_error=log.spill_error,
+            reason=self.reason if has_ended else None,
+            signaled_by=self._signaled_by if has_ended else None,
             oom_kills=self.oom_kills,
-            members_killed=None if self._end is None else self._end.members_killed,
-            usage=None if self._end is None else self._end.usage,
+            members_killed=None if end is None else end.members_killed,
+            usage=None if end is None else end.usage,
         )
 
     def output(self, position: int = 0, *, stream: Stream | None = None) -> Cursor:
@@ -248,8 +288,11 @@ class Process:
             self._send(self._unit, signal.SIGTERM)
             # A stopped process takes no SIGTERM before it is continued.
             self._unit.signal_group(signal.SIGCONT)
-        with trio.move_on_after(grace_seconds):
-            await self._ended.wait()
+        while True:
+            with trio.move_on_after(grace_seconds) as patience:
+                await self._ended.wait()
+            if not stood_still(patience):
+                break
         await self.kill()
 
     async def freeze(self) -> None:
@@ -291,7 +334,10 @@ class Process:
         """
         if self._stdin is None or self._unit is None:
             raise StdinNotWritable(f"stdin of {self._name} is not an open pipe")
-        await self._stdin.write(data)
+        try:
+            await self._stdin.write(data, self._note_accepted)
+        finally:
+            self._note_accepted()
 
     async def close_stdin(self) -> None:
         """Let the process read end-of-file after what was written. Repeating it is fine.
@@ -305,6 +351,12 @@ class Process:
             raise StdinNotWritable(f"stdin of {self._name} is not a pipe")
         if self._stdin is not None and self._unit is not None:
             await self._stdin.close()
+            if self._survival is not None:
+                self._survival.accept(self)
+
+    def _note_accepted(self) -> None:
+        if self._survival is not None:
+            self._survival.accept(self)
 
     @property
     def _name(self) -> str:
@@ -314,7 +366,7 @@ class Process:
     def _signaled_by(self) -> Literal["supervisor", "other"] | None:
         if self.status != "signaled":
             return None
-        return "supervisor" if self.signal in self._signals_sent else "other"
+        return "supervisor" if self.signal in self.signals_sent else "other"
 
     @property
     def _duration_us(self) -> int | None:
@@ -323,15 +375,21 @@ class Process:
         return round(self.duration_seconds * 1_000_000)
 
     def _send(self, unit: Unit, signum: int) -> None:
-        self._signals_sent.add(signum)
+        self._note_signal(signum)
         unit.signal_group(signum)
+
+    def _note_signal(self, signum: int) -> None:
+        if signum not in self.signals_sent:
+            self.signals_sent |= {signum}
+            if self._survival is not None:
+                self._survival.signal(self, signum)
 
     # --- for `life` alone ---
 
     @property
     def was_killed(self) -> bool:
         """Whether it was sent a SIGKILL from here."""
-        return signal.SIGKILL in self._signals_sent
+        return signal.SIGKILL in self.signals_sent
 
     @property
     def started_clock(self) -> float:
@@ -343,21 +401,41 @@ class Process:
         """Whether the leader has exited, which comes before the complete end."""
         return self._exited_at is not None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end is complete."""
+        return self._end is not None
+
+    @property
+    def end(self) -> End:
+        """The complete end, which must have come."""
+        assert self._end is not None
+        return self._end
+
     def begin(self, unit: Unit, leaf: Leaf | None, stdin: Stdin | None) -> None:
         """The command has been executed."""
         self.pid = unit.leader
-        self.started_at = now_ms()
-        self._started_clock = time.monotonic()
+        if self.began is None:
+            self.started_at = now_ms()
+            self._started_clock = time.monotonic()
+        else:
+            self.started_at = self.began.started_at
+            self._started_clock = self.began.started_clock
         self._unit = unit
         self._leaf = leaf
         self._stdin = stdin
 
     def kill_now(self, unit: Unit) -> int:
         """SIGKILL the whole tree without waiting; how many there were besides the leader."""
-        self._signals_sent.add(signal.SIGKILL)
+        self._note_signal(signal.SIGKILL)
         killed = unit.kill()
         self.members_killed = max(self.members_killed, killed)
         return killed
+
+    def let_go(self) -> None:
+        """Watch it no longer, and leave it as it is."""
+        self.is_let_go = True
+        self.scope.cancel()
 
     def note_exit(self) -> None:
         """The leader has exited; the end is not complete yet."""
@@ -379,8 +457,28 @@ class Process:
         """The end is complete: close the log and make the status final, both at once."""
         self._end = end
         self._unit = self._leaf = None
+        self.scope = _OVER
         self.log.close()
+        if self._survival is not None:
+            self._survival.finish(self)
         self._ended.set()
+        self._ended = _ENDED
+
+    def take_back(self, found: Found, *, has_ended: bool) -> None:
+        """Know what an earlier supervisor knew."""
+        began = self.began = found.began
+        self.pid = began.pid
+        self.started_at = began.started_at
+        self._started_clock = began.started_clock
+        self.signals_sent |= found.signals
+        self._accepted_bytes = found.accepted_bytes
+        if has_ended:
+            ended = found.ended
+            self._end = LOST if ended is None else ended.end
+            self._exited_at = None if ended is None else ended.ended_at
+            self.duration_seconds = None if ended is None else ended.duration_seconds
+            self.log.close()
+            self._ended = _ENDED
 
 
 def now_ms() -> int:

@@ -7,14 +7,15 @@ from typing import Literal
 from msgspec import Struct
 
 Status = Literal["running", "exited", "signaled", "oom_killed"]
-Reason = Literal["exited", "signaled", "oom_killed", "timed_out"]
+Reason = Literal["exited", "signaled", "oom_killed", "timed_out", "unknown"]
 
 
 class ExitStatus(Struct, frozen=True):
     """How the leader ended, as the kernel told it to its parent (waitid(2)).
 
-    Exactly one of code and signal is set, except that both are None when
-    something else in the embedding program has stolen the exit status.
+    Exactly one of code and signal is set, except that both are None when that
+    is unknown: something else in the embedding program has stolen the exit
+    status, or it ended while no supervisor was there.
     `oom_killed` says that the signal came from the kernel, for memory.
     """
 
@@ -85,7 +86,8 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
       output_spill_error: why not all that should be there could be put there, the
         newest reason; None if nothing went wrong. Such output stays in memory, as
         far as its bounds allow.
-      reason: why it ended: as `status`, or `timed_out`; None while running.
+      reason: why it ended: as `status`, or `timed_out`, or `unknown` for one that
+        counts as `exited` though nobody knows how it ended; None while running.
       signaled_by: who sent the deadly signal: `supervisor` for one of its own
         (kill, signal, stop, timeout), else `other`; None if no signal did.
       oom_kills: how often the kernel has killed in the unit for memory so far.

@@ -8,7 +8,7 @@ exceeds the retention in number, age or bytes of output.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import trio
@@ -39,10 +39,19 @@ class _Finished(NamedTuple):
 
 
 class Registry:
-    """The processes of one supervisor, by handle and by pid."""
+    """The processes of one supervisor, by handle, by pid and by key.
+
+    Args:
+      retention: of those that have ended.
+
+    Attributes:
+      forgotten: if set, is called with the handle of each that is remembered no longer.
+    """
 
     def __init__(self, retention: Retention) -> None:
         self._retention = retention
+        self.forgotten: Callable[[int], None] | None = None
+        self._by_key: dict[str, Process] = {}
         self._by_handle: dict[int, Process] = {}
         self._newest_by_pid: dict[int, Process] = {}
         self._finished: deque[_Finished] = deque()
@@ -97,12 +106,25 @@ class Registry:
         self._total += 1
         self._by_handle[process.handle] = process
         self._newest_by_pid[process.pid] = process
+        if process.key is not None:
+            self._by_key[process.key] = process
 
-    def finished(self, process: Process) -> None:
-        """Put a process that has ended under the retention."""
+    def find(self, handle: int) -> Process | None:
+        """The process with that handle, if it is remembered."""
+        return self._by_handle.get(handle)
+
+    def by_key(self, key: str) -> Process | None:
+        """The process that a request with this key has started, if it is remembered."""
+        return self._by_key.get(key)
+
+    def finished(self, process: Process, *, seconds_ago: float = 0.0) -> None:
+        """Put a process that has ended, so long ago, under the retention."""
         seconds = self._retention.seconds
-        expires_at = float("inf") if seconds is None else trio.current_time() + seconds
+        expires_at = float("inf")
+        if seconds is not None:
+            expires_at = trio.current_time() + seconds - seconds_ago
         size = process.log.kept_bytes
+        was_empty = not self._finished
         self._finished.append(_Finished(process, expires_at, size))
         self._finished_bytes += size
         while self._finished and (
@@ -110,7 +132,8 @@ class Registry:
             or self._finished_bytes > self._retention.output_bytes
         ):
             self._forget_oldest()
-        self._expiry_changed.unpark_all()
+        if was_empty:
+            self._expiry_changed.unpark_all()
 
     async def expire(self) -> None:
         """A task that forgets processes as they come of age; it never returns."""
@@ -128,3 +151,7 @@ class Registry:
         del self._by_handle[process.handle]
         if self._newest_by_pid.get(process.pid) is process:
             del self._newest_by_pid[process.pid]
+        if process.key is not None and self._by_key.get(process.key) is process:
+            del self._by_key[process.key]
+        if self.forgotten is not None:
+            self.forgotten(process.handle)

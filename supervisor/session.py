@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 import trio
 
+from .descriptors import beyond_the_limit
+from .exit_status import pid_of
+from .readiness import wait_until_readable
 from .unit import Unit
 
 MARK_NAME = "CRECHE_UNIT"
@@ -47,12 +50,16 @@ class SessionUnit(Unit):
     Args:
       leader, pidfd: see `Unit`.
       mark: this unit's own mark in the environment of all members.
+      is_taken_over: whether an earlier supervisor has started it, maybe long
+        ago, so that others may reap the leader. From then on its number proves
+        nothing, and only the mark does.
     """
 
-    __slots__ = ("_held", "_mark", "_started")
+    __slots__ = ("_held", "_is_taken_over", "_mark", "_started")
 
-    def __init__(self, leader: int, pidfd: int, mark: str) -> None:
+    def __init__(self, leader: int, pidfd: int, mark: str, *, is_taken_over: bool = False) -> None:
         super().__init__(leader, pidfd)
+        self._is_taken_over = is_taken_over
         self._mark = mark.encode()
         self._started = trio.current_time()
         self._held: dict[int, int] = {}
@@ -76,6 +83,11 @@ class SessionUnit(Unit):
             self._kill_held()
         return len(self._held)
 
+    def is_alone(self) -> bool:
+        """Whether no member is found."""
+        self._hold_members()
+        return not self._held
+
     async def kill_descendants(self) -> int:
         """Kill everything but the leader, until nobody new is found: they may fork meanwhile."""
         killed = 0
@@ -97,18 +109,30 @@ class SessionUnit(Unit):
         """Wait until all that are held have ended; how many that were."""
         count = len(self._held)
         for pid in list(self._held):
-            await trio.lowlevel.wait_readable(self._held[pid])
+            await wait_until_readable(self._held[pid])
             os.close(self._held.pop(pid))
         return count
 
     def _hold_members(self) -> None:
-        """Hold all living members but the leader by a pidfd."""
+        """Hold the living members but the leader by a pidfd: all, or as many as there are descriptors for."""
+        with beyond_the_limit():
+            self._hold_members_now()
+
+    def _hold_members_now(self) -> None:
         found: dict[int, int] = {}
         try:
             for pid in self._members():
                 if pid not in self._held:
-                    with suppress(ProcessLookupError):
+                    try:
                         found[pid] = os.pidfd_open(pid)
+                    except ProcessLookupError:
+                        continue
+                    except OSError:
+                        if not found:
+                            raise
+                        # Later, when these have ended. One less, to look at /proc by.
+                        os.close(found.popitem()[1])
+                        break
             # Looked at again now that they are held: a pid may have been
             # reused between the first look and the hold.
             for pid in self._members(among=found) if found else ():
@@ -124,13 +148,15 @@ class SessionUnit(Unit):
 
     def _members(self, among: dict[int, int] | None = None) -> list[int]:
         candidates = self._candidates() if among is None else among
-        family = {self.leader}
-        strangers: list[_Stat] = []
+        # Of one that is not our child, the number may mean somebody else by now.
+        number = None if self._is_taken_over and pid_of(self._pidfd) is None else self.leader
+        family = set() if number is None else {number}
+        strangers: list[Stat] = []
         for pid in sorted(candidates):
-            stat = _read_stat(pid)
-            if stat is None or pid == self.leader or stat.state in "ZX":
+            stat = read_stat(pid)
+            if stat is None or pid == number or stat.state in "ZX":
                 continue
-            if stat.session == self.leader or stat.group == self.leader or self._bears_mark(pid):
+            if self._is_ours(stat, number):
                 family.add(pid)
             else:
                 strangers.append(stat)
@@ -146,9 +172,9 @@ class SessionUnit(Unit):
         """The pids that can be members: those given out since the leader's start."""
         with open("/proc/loadavg", "rb") as file:
             newest = int(file.read().rsplit(maxsplit=1)[1])
-        if newest == self.leader:
+        if newest == self.leader and not self._is_taken_over:
             return
-        everything = trio.current_time() - self._started > _PID_CYCLE_SECONDS
+        everything = self._is_taken_over or trio.current_time() - self._started > _PID_CYCLE_SECONDS
         wrapped = newest < self.leader
         for name in os.listdir("/proc"):
             if name.isdecimal():
@@ -160,34 +186,68 @@ class SessionUnit(Unit):
                 ):
                     yield pid
 
-    def _bears_mark(self, pid: int) -> bool:
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                environment = file.read()
-        except OSError:
-            return False  # Gone, or another user's and so not started by us.
-        return self._mark in environment and any(
-            self._mark in variable.removeprefix(_MARK_PREFIX).split(b"/")
-            for variable in environment.split(b"\0")
-            if variable.startswith(_MARK_PREFIX)
-        )
+    def _is_ours(self, stat: Stat, leaders_number: int | None) -> bool:
+        if leaders_number is not None and leaders_number in (stat.session, stat.group):
+            return True
+        return self._mark in _marks_of(stat.pid)
 
 
-class _Stat(NamedTuple):
+def kill_marked(marks: Collection[str]) -> None:
+    """SIGKILL to all that bear the mark of one of these units, until nobody new is found."""
+    wanted = {mark.encode() for mark in marks}
+    killed: set[int] = set()
+    while found := {pid for pid in _all_pids() if not wanted.isdisjoint(_marks_of(pid))} - killed:
+        killed |= found
+        for pid in found:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    # Held now, hence the same in the second look and in the kill.
+                    if not wanted.isdisjoint(_marks_of(pid)):
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                finally:
+                    os.close(pidfd)
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _marks_of(pid: int) -> list[bytes]:
+    """The marks of all units that it is in, as far as its environment tells."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environment = file.read()
+    except OSError:
+        return []  # Gone, or another user's and so not started by us.
+    if _MARK_PREFIX not in environment:
+        return []
+    return [
+        mark
+        for variable in environment.split(b"\0")
+        if variable.startswith(_MARK_PREFIX)
+        for mark in variable.removeprefix(_MARK_PREFIX).split(b"/")
+    ]
+
+
+class Stat(NamedTuple):
+    """What the kernel says of a process, zombies included; `flags` are PF_* of include/linux/sched.h."""
+
     pid: int
     state: str
     parent: int
     group: int
     session: int
+    flags: int
 
 
-def _read_stat(pid: int) -> _Stat | None:
+def read_stat(pid: int) -> Stat | None:
     """The head of /proc/PID/stat (proc_pid_stat(5)); None when the process is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command's name, in parentheses, may hold anything.
-            fields = file.read().rpartition(b") ")[2].split(maxsplit=4)
+            fields = file.read().rpartition(b") ")[2].split(maxsplit=7)
     except OSError:
         return None
-    state, parent, group, session, _ = fields
-    return _Stat(pid, state.decode(), int(parent), int(group), int(session))
+    state, parent, group, session, _, _, flags, _ = fields
+    return Stat(pid, state.decode(), int(parent), int(group), int(session), int(flags))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -15,6 +16,12 @@ Descendants = Literal["kill", "keep"]
 OutputPolicy = Literal["drop_oldest", "drop_newest", "block"]
 
 # (uid_t)-1 means "leave unchanged" to setresuid(2), so it is no id.
+Umask = Annotated[str, Meta(pattern="^0?[0-7]{1,3}$")]
+"""Permissions that new files do not get, in octal as everywhere else: `022`. JSON has no octal numbers."""
+
+Nice = Annotated[int, Meta(ge=-20, le=19)]
+OomScoreAdj = Annotated[int, Meta(ge=-1000, le=1000)]
+
 AccountId = Annotated[int, Meta(ge=0, le=2**32 - 2)]
 
 
@@ -87,6 +94,17 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
         `kill`, or `keep` until they end by themselves, the process is killed,
         or the supervisor stops. What they write after the leader's end is
         read, so that it does not stop them, but not kept.
+      umask: permissions that its new files do not get, in octal such as `022`; the
+        supervisor's when None.
+      nice: its priority, from -20 for the highest to 19 (setpriority(2)); the
+        supervisor's own when None. Only a privileged supervisor can set a higher one
+        than its own.
+      oom_score_adj: how soon the kernel kills it for memory, from -1000 for never to
+        1000 for first (proc_pid_oom_score_adj(5)); the supervisor's when None. Only a
+        privileged supervisor can set a lower one than its own.
+      no_new_privs: whether neither it nor a descendant can gain privileges by executing
+        something, such as sudo (PR_SET_NO_NEW_PRIVS(2const)); always so where the
+        supervisor wants it.
     """
 
     command: str
@@ -100,6 +118,10 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     output_policy: OutputPolicy | None = None
     descendants: Descendants = "kill"
+    umask: Umask | None = None
+    nice: Nice | None = None
+    oom_score_adj: OomScoreAdj | None = None
+    no_new_privs: bool = False
 
     def check(self) -> None:
         """Raise `SpecError` for what no kernel could start.
@@ -123,6 +145,20 @@ class ProcessSpec(Struct, frozen=True, kw_only=True):
             if not self.working_dir:
                 raise SpecError("working_dir is empty", field="working_dir")
             _check_text(self.working_dir, "working_dir")
+        if self.umask is not None and not is_umask(self.umask):
+            raise SpecError(f"umask {self.umask!r} is not octal, such as 022", field="umask")
+        _check_range(self.nice, "nice", -20, 19)
+        _check_range(self.oom_score_adj, "oom_score_adj", -1000, 1000)
+
+
+def is_umask(text: str) -> bool:
+    """Whether this is an umask in octal."""
+    return re.fullmatch(r"0?[0-7]{1,3}", text) is not None
+
+
+def _check_range(value: int | None, field: str, least: int, most: int) -> None:
+    if value is not None and not least <= value <= most:
+        raise SpecError(f"{field} is {value}; it must be {least} to {most}", field=field)
 
 
 def _check_text(text: str, field: str) -> None:

@@ -10,32 +10,49 @@ read in sequence. Reading and writing are done in threads, since a disk may
 take its time; the numbers change only in Trio's thread, after the fact.
 
 The files go when nobody can read them any more: with the last reference to
-their `Spill`.
+their `Spill`. If outputs are to outlive the supervisor, its end is no such
+time, and a later one finds them again (`find`).
+
+Then too, output must not be lost by a kill between the reading of a pipe and
+the writing of the file. So it goes from one into the other by splice(2), behind
+a header that leaves its size open, and is read back from there. What was not
+completed is the last frame of its file, and reaches to the file's end.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
-import struct
 import time
 import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import trio
-from msgspec import Struct
 
-from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
+from .chunk import Chunk, Counts, Offsets, Stream
+from .frames import (
+    HEADER,
+    OPEN,
+    SIZE,
+    SIZE_AT,
+    Extent,
+    Mark,
+    decode_frame,
+    decode_frames,
+    frame_header,
+    next_header,
+    size_of,
+)
+from .threads import in_thread
 
-# Position, offset, newlines, timestamp in ms, size of the data, number of the stream.
-_HEADER: Final = struct.Struct("<QQQQII")
-_MARK_EVERY_BYTES = 256 * 1024
 # After so long and so much, readers are told of what has been poured.
 _POURING_SECONDS = 0.005
 _POURED_BYTES = 1024 * 1024
@@ -44,45 +61,11 @@ _READ_AT_LEAST = 64 * 1024
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
 
 
-Source = Callable[[], list[tuple[Stream, bytes, int]]]
-"""Gives what can be read now: stream, bytes and timestamp in ms; nothing if there is nothing."""
+Take = Callable[[Stream, int, int], int]
+"""Reads from a stream's pipe, a descriptor, so many bytes at most; returns how many, 0 at the end."""
 
-
-class Mark(Struct, frozen=True, gc=False):
-    """Where in a file the frame begins that is the first one from a position on."""
-
-    position: int
-    offsets: Offsets
-    place: int
-
-
-class Extent(NamedTuple):
-    """What is in a file.
-
-    Attributes:
-      marks: of its first frame and of later ones.
-      size: of its frames, in bytes.
-      kept_bytes: of output in them.
-      end: the position after its last chunk.
-      end_offsets: the same in both streams.
-    """
-
-    marks: tuple[Mark, ...]
-    size: int
-    kept_bytes: int
-    end: int
-    end_offsets: Offsets
-
-    def with_more(self, chunks: Sequence[Chunk]) -> Extent:
-        """The same after these have been appended."""
-        marks = list(self.marks)
-        size = self.size
-        for chunk in chunks:
-            if size - marks[-1].place >= _MARK_EVERY_BYTES:
-                marks.append(Mark(chunk.position, chunk.offsets, size))
-            size += _HEADER.size + len(chunk.data)
-        kept_bytes = self.kept_bytes + sum(len(chunk.data) for chunk in chunks)
-        return Extent(tuple(marks), size, kept_bytes, chunks[-1].end, chunks[-1].end_offsets)
+Source = Callable[[Take], int]
+"""Takes what can be read now, which need not be anything; returns how many bytes."""
 
 
 class SpillFile:
@@ -97,10 +80,9 @@ class SpillFile:
 
     __slots__ = ("descriptor", "extent", "is_dropped", "path")
 
-    def __init__(self, path: Path, first: Chunk) -> None:
+    def __init__(self, path: Path, start: Mark) -> None:
         self.path = path
-        mark = Mark(first.position, first.offsets, 0)
-        self.extent = Extent((mark,), 0, 0, first.position, first.offsets)
+        self.extent = Extent((start,), 0, 0, start.position, start.offsets)
         self.descriptor: int | None = None
         self.is_dropped = False
 
@@ -115,27 +97,53 @@ class SpillFile:
         Raises:
           OSError: the file is as long as before, or uncertain.
         """
-        if self.descriptor is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self.descriptor = os.open(self.path, flags, 0o600)
+        descriptor = self._open()
         buffers: list[bytes] = []
         for chunk in chunks:
-            header = _HEADER.pack(
-                chunk.position,
-                chunk.offset,
-                chunk.newlines,
-                chunk.timestamp_ms,
-                len(chunk.data),
-                STREAMS.index(chunk.stream),
-            )
-            buffers += (header, chunk.data)
+            buffers += (frame_header(chunk), chunk.data)
         try:
+            at = size
             for begin in range(0, len(buffers), _BUFFERS_PER_CALL):
-                _write_all(self.descriptor, buffers[begin : begin + _BUFFERS_PER_CALL])
+                at = _write_all(descriptor, buffers[begin : begin + _BUFFERS_PER_CALL], at)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self.descriptor, size)
+                os.ftruncate(descriptor, size)
             raise
+
+    def splice(self, header: bytes, pipe: int, max_bytes: int, size: int) -> bytes:
+        """Move what is in a pipe into a frame with this header, behind the `size` bytes there are.
+
+        For a thread, as `write`. Returns what was moved; nothing at the pipe's end.
+
+        Raises:
+          BlockingIOError: the pipe is empty.
+          OSError: it is still in the pipe, or has been lost to a file that can
+            be written and not read.
+        """
+        descriptor = self._open()
+        begin = size + len(header)
+        try:
+            os.pwrite(descriptor, header, size)
+            flags = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+            count = os.splice(pipe, descriptor, max_bytes, offset_dst=begin, flags=flags)
+            if count:
+                data = os.pread(descriptor, count, begin)
+                if len(data) < count:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                os.pwrite(descriptor, SIZE.pack(count), size + SIZE_AT)
+                return data
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+        os.ftruncate(descriptor, size)
+        return b""
+
+    def _open(self) -> int:
+        if self.descriptor is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self.descriptor = os.open(self.path, flags, 0o600)
+        return self.descriptor
 
     def finish(self) -> None:
         """Let it grow no more."""
@@ -185,11 +193,20 @@ class Place(NamedTuple):
 
 
 class Disk:
-    """What all spills share: how many bytes they hold, and the threads that they may occupy."""
+    """What all spills share.
+
+    Attributes:
+      used_bytes: how many they hold.
+      limiter: of the threads that they may occupy.
+      outlives: whether what is written must survive a kill at any instant.
+      is_left: whether files stay from now on, whoever lets go of them.
+    """
 
     def __init__(self, threads: int) -> None:
         self.used_bytes = 0
         self.limiter = trio.CapacityLimiter(threads)
+        self.outlives = False
+        self.is_left = False
 
 
 class Spill:
@@ -229,6 +246,25 @@ class Spill:
         self.kept_bytes = 0
         weakref.finalize(self, _remove_all, self._files, disk)
 
+    def take_back(self, numbers: Iterable[int], counts: Counts, *, is_same_boot: bool) -> None:
+        """Take back what an earlier supervisor left in files of these numbers. Blocks for a while.
+
+        Args:
+          counts: of the output up to the last of them; filled in here.
+          is_same_boot: whether what was not completed can be trusted.
+
+        Raises:
+          OSError: a file cannot be read.
+        """
+        for number in numbers:
+            self._count = max(self._count, number)
+            path = self._path.with_name(f"{self._path.name}.{number}")
+            if (file := _scan(path, counts, is_same_boot=is_same_boot)) is None:
+                path.unlink()
+                continue
+            self._files.append(file)
+            self._count_in(file.extent.size, file.extent.kept_bytes)
+
     @property
     def is_growing(self) -> bool:
         """Whether a thread writes to the newest file."""
@@ -258,13 +294,14 @@ class Spill:
         if file is None or file.descriptor is None or file.extent.size >= self.file_bytes:
             self._count += 1
             path = self._path.with_name(f"{self._path.name}.{self._count}")
-            file = SpillFile(path, chunks[0])
+            file = SpillFile(path, Mark(chunks[0].position, chunks[0].offsets, 0))
         reserved = size_of(chunks) + (0 if source is None else self.file_bytes)
         self._disk.used_bytes += reserved
         self._growing = file
         try:
-            poured = await trio.to_thread.run_sync(
-                _pour, file, chunks, counts, source, self.file_bytes, limiter=self._disk.limiter
+            poured = await in_thread(
+                partial(_pour, file, chunks, counts, source, self.file_bytes, self._disk.outlives),
+                limiter=self._disk.limiter,
             )
         finally:
             self._growing = None
@@ -362,12 +399,12 @@ class Spill:
     async def _read(self, file: SpillFile, begin: int, end: int) -> list[Chunk]:
         size = file.extent.size
         end = min(end, size)
-        data = await trio.to_thread.run_sync(
-            _read, file.path, begin, end - begin, limiter=self._disk.limiter
+        data = await in_thread(
+            partial(_read, file.path, begin, end - begin), limiter=self._disk.limiter
         )
         if isinstance(data, int):
             raise OSError(data, os.strerror(data))
-        chunks = _decode(data)
+        chunks = decode_frames(data)
         if not chunks and end == size:
             raise OSError(errno.EIO, "what has been written is not there")
         return chunks
@@ -384,46 +421,108 @@ def _pour(
     counts: Counts,
     source: Source | None,
     most_bytes: int,
+    outlives: bool,
 ) -> Poured:
     extent = file.extent
     most_size = extent.size + most_bytes
     until = time.monotonic() + _POURING_SECONDS
     counts = counts.copy()
-    while chunks:
+    taken: list[Chunk] = []
+
+    def read(stream: Stream, pipe: int, max_bytes: int) -> int:
+        if data := os.read(pipe, max_bytes):
+            taken.append(counts.stamp(stream, data, _now_ms()))
+        return len(data)
+
+    def splice(stream: Stream, pipe: int, max_bytes: int) -> int:
+        nonlocal extent
+        timestamp_ms = _now_ms()
+        header = next_header(counts, stream, timestamp_ms)
         try:
-            file.write(chunks, extent.size)
+            data = file.splice(header, pipe, max_bytes, extent.size)
         except OSError as error:
-            return Poured(extent, counts, chunks, error)
-        extent = extent.with_more(chunks)
-        poured = extent.size - file.extent.size
-        is_due = poured >= _POURED_BYTES and time.monotonic() >= until
-        if source is None or extent.size >= most_size or is_due:
-            break
-        chunks = [counts.stamp(*read) for read in source()]
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            return read(stream, pipe, max_bytes)  # The file system cannot do it (splice(2)).
+        if data:
+            extent = extent.with_more([counts.stamp(stream, data, timestamp_ms)])
+        return len(data)
+
+    while True:
+        try:
+            if chunks:
+                file.write(chunks, extent.size)
+                extent = extent.with_more(chunks)
+                chunks = []
+            poured = extent.size - file.extent.size
+            is_due = poured >= _POURED_BYTES and time.monotonic() >= until
+            if source is None or extent.size >= most_size or is_due:
+                break
+            if not source(splice if outlives else read):
+                break
+            chunks, taken = taken, []
+        except OSError as error:
+            return Poured(extent, counts, chunks + taken, error)
     return Poured(extent, counts, [], None)
 
 
-def size_of(chunks: Iterable[Chunk]) -> int:
-    """How many bytes of a file these take."""
-    return sum(_HEADER.size + len(chunk.data) for chunk in chunks)
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _scan(path: Path, counts: Counts, *, is_same_boot: bool) -> SpillFile | None:
+    """The file that is there, cut to its whole frames, and the counts after it; None if it has none.
+
+    What was not completed is.
+    """
+    with open(path, "r+b", buffering=0) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size <= HEADER.size:
+            return None
+        file: SpillFile | None = None
+        # Of each stream, where the last frame and its data begin and end.
+        last: dict[int, tuple[int, int]] = {}
+        with mmap.mmap(opened.fileno(), size, prot=mmap.PROT_READ) as data:
+            at = 0
+            while (begin := at + HEADER.size) < size:
+                position, offset, _, _, count, which = HEADER.unpack_from(data, at)
+                end = size if count == OPEN else begin + count
+                if end > size or which > 1 or (count == OPEN and not is_same_boot):
+                    break
+                place = (offset, position - offset)
+                offsets = Offsets(*(place if not which else reversed(place)))
+                if file is None:
+                    file = SpillFile(path, Mark(position, offsets, 0))
+                file.extent = file.extent.with_frame(position, offsets, which, end - begin)
+                last[which] = (at, end)
+                if count == OPEN:
+                    os.pwrite(opened.fileno(), SIZE.pack(end - begin), at + SIZE_AT)
+                at = end
+            for begin, end in sorted(last.values()):
+                counts.note(decode_frame(data[begin:end]))
+        if at < size:
+            opened.truncate(at)
+    return file
 
 
 def _remove_all(files: deque[SpillFile], disk: Disk) -> None:
-    while files:
+    while files and not disk.is_left:
         file = files.popleft()
         disk.used_bytes -= file.extent.size
         file.unlink()
         file.finish()
 
 
-def _write_all(descriptor: int, buffers: Sequence[bytes]) -> None:
-    written = os.writev(descriptor, buffers)
+def _write_all(descriptor: int, buffers: Sequence[bytes], at: int) -> int:
+    """Write, and return where that ends."""
+    written = os.pwritev(descriptor, buffers, at)
+    at += written
     for index, buffer in enumerate(buffers):
         if written < len(buffer):
             # Cut short, as by a full disk, which the next call is told.
-            _write_all(descriptor, [buffer[written:], *buffers[index + 1 :]])
-            return
+            return _write_all(descriptor, [buffer[written:], *buffers[index + 1 :]], at)
         written -= len(buffer)
+    return at
 
 
 def _read(path: Path, begin: int, size: int) -> bytes | int:
@@ -437,18 +536,3 @@ def _read(path: Path, begin: int, size: int) -> bytes | int:
             return os.pread(file.fileno(), size, begin)
     except OSError as error:
         return error.errno or errno.EIO
-
-
-def _decode(data: bytes) -> list[Chunk]:
-    """The whole frames at the beginning of this."""
-    chunks = []
-    begin = 0
-    while (data_begin := begin + _HEADER.size) <= len(data):
-        position, offset, newlines, timestamp_ms, size, stream = _HEADER.unpack_from(data, begin)
-        begin = data_begin + size
-        if begin > len(data):
-            break
-        chunks.append(
-            Chunk(position, timestamp_ms, STREAMS[stream], data[data_begin:begin], offset, newlines)
-        )
-    return chunks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import trio
 
@@ -16,7 +17,8 @@ class Stdin:
     own task waits for the pipe, so back-pressure reaches whoever caused it.
 
     Args:
-      descriptor: the write end, which this object owns from here on.
+      descriptor: the write end, which does not block; this object owns it from here on.
+      accepted_bytes: what the pipe has taken already.
 
     Attributes:
       accepted_bytes: how many bytes the pipe has taken; also of writes that
@@ -25,20 +27,27 @@ class Stdin:
 
     __slots__ = ("_descriptor", "_lock", "accepted_bytes")
 
-    def __init__(self, descriptor: int) -> None:
-        # Only ours: the child has the read end, and a description of its own.
-        os.set_blocking(descriptor, False)
+    def __init__(self, descriptor: int, accepted_bytes: int = 0) -> None:
         self._descriptor: int | None = descriptor
         self._lock = trio.Lock()
-        self.accepted_bytes = 0
+        self.accepted_bytes = accepted_bytes
+
+    @property
+    def descriptor(self) -> int | None:
+        """The write end; None when it is closed."""
+        return self._descriptor
 
     @property
     def writable(self) -> bool:
         """Whether the pipe is open on this side."""
         return self._descriptor is not None
 
-    async def write(self, data: bytes) -> None:
-        """Return once the pipe has taken all of `data`; see `Process.write_stdin`."""
+    async def write(self, data: bytes, wait_begins: Callable[[], None] = lambda: None) -> None:
+        """Return once the pipe has taken all of `data`; see `Process.write_stdin`.
+
+        Args:
+          wait_begins: is called whenever the pipe has taken a part, and is full.
+        """
         async with self._lock:
             if self._descriptor is None:
                 raise StdinNotWritable("stdin is closed")
@@ -48,6 +57,7 @@ class Stdin:
                     try:
                         count = os.write(self._descriptor, memoryview(data)[written:])
                     except BlockingIOError:
+                        wait_begins()
                         await trio.lowlevel.wait_writable(self._descriptor)
                         continue
                 except (OSError, trio.ClosedResourceError) as error:
@@ -78,4 +88,6 @@ def open_stdin() -> tuple[Stdin, int]:
       OSError: no descriptors are left.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    # Only ours: the child has the read end, and a description of its own.
+    os.set_blocking(write_end, False)
     return Stdin(write_end), read_end

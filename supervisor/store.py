@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Protocol
 from weakref import WeakSet
@@ -80,9 +80,12 @@ class OutputStore:
       limits: the bounds.
       state_dir: where outputs are spilled to; None to keep them in memory.
         Made if it is not there, and locked: no two supervisors can share it.
+      outlives: whether what is there is for a later supervisor as well.
 
     Attributes:
       limits: as given.
+      state_dir: as given.
+      disk: what is common to all that is spilled.
       payers: logs that may lose their oldest output for others.
       memory_bytes: what all logs hold in memory.
       unspilled_bytes: what one log may hold in memory that is not on disk.
@@ -90,7 +93,11 @@ class OutputStore:
     """
 
     def __init__(
-        self, limits: OutputLimits = OutputLimits(), state_dir: Path | None = None
+        self,
+        limits: OutputLimits = OutputLimits(),
+        state_dir: Path | None = None,
+        *,
+        outlives: bool = False,
     ) -> None:
         self.limits = limits
         self.payers: WeakSet[Payer] = WeakSet()
@@ -100,8 +107,9 @@ class OutputStore:
             # What waits to be spilled is not what cannot be.
             self.unspilled_bytes = max(limits.unspilled_bytes, 2 * limits.memory_bytes)
         self.trim_above_bytes = min(limits.memory_bytes, self.unspilled_bytes)
-        self._disk = Disk(_THREADS)
-        self._state_dir = state_dir
+        self.disk = Disk(_THREADS)
+        self.disk.outlives = outlives
+        self.state_dir = state_dir
         self._directory: Path | None = None
         self._stack = ExitStack()
 
@@ -111,10 +119,12 @@ class OutputStore:
         Raises:
           StateDirUnusable: it cannot be made or written, or is another supervisor's.
         """
-        if self._state_dir is not None:
+        if self.state_dir is not None:
             with ExitStack() as stack:
                 try:
-                    self._directory = _open_directory(self._state_dir, stack)
+                    self._directory = _open_directory(
+                        self.state_dir, stack, empty=not self.disk.outlives
+                    )
                 except OSError as error:
                     reason = (
                         "another supervisor uses it"
@@ -122,12 +132,13 @@ class OutputStore:
                         else error.strerror
                     )
                     raise StateDirUnusable(
-                        f"the state directory {self._state_dir} cannot be used: {reason}"
+                        f"the state directory {self.state_dir} cannot be used: {reason}"
                     ) from error
                 self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.disk.is_left = self.disk.outlives
         self._stack.close()
 
     @property
@@ -138,14 +149,35 @@ class OutputStore:
     @property
     def disk_bytes(self) -> int:
         """What all logs hold in the state directory."""
-        return self._disk.used_bytes
+        return self.disk.used_bytes
 
     def spill(self, name: str) -> Spill:
         """A place on disk for the log of that name."""
         assert self._directory is not None
         smallest = min(self.limits.log_bytes, self.limits.total_bytes)
         file_bytes = min(smallest // _FILES_PER_LOG, _LARGEST_FILE_BYTES)
-        return Spill(self._disk, self._directory / name, file_bytes)
+        return Spill(self.disk, self._directory / name, file_bytes)
+
+    def found(self) -> dict[str, list[int]]:
+        """The names of logs that have files here, and the numbers of those files.
+
+        Raises:
+          OSError: the directory cannot be read.
+        """
+        found: dict[str, list[int]] = {}
+        assert self._directory is not None
+        for file in os.listdir(self._directory):
+            name, _, number = file.rpartition(".")
+            if number.isdecimal():
+                found.setdefault(name, []).append(int(number))
+        return {name: sorted(numbers) for name, numbers in found.items()}
+
+    def remove(self, name: str, numbers: Iterable[int]) -> None:
+        """Remove files that no log has."""
+        assert self._directory is not None
+        for number in numbers:
+            with suppress(OSError):
+                (self._directory / f"{name}.{number}").unlink()
 
     def charge(self, memory_bytes: int) -> None:
         """Note that a log holds more in memory, or less; past the bound the biggest pays."""
@@ -179,8 +211,8 @@ class OutputStore:
         return True
 
 
-def _open_directory(state_dir: Path, stack: ExitStack) -> Path:
-    """The directory for outputs, locked and empty."""
+def _open_directory(state_dir: Path, stack: ExitStack, *, empty: bool) -> Path:
+    """The directory for outputs, locked, and empty if wanted."""
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, descriptor)
@@ -188,6 +220,6 @@ def _open_directory(state_dir: Path, stack: ExitStack) -> Path:
     directory = state_dir / "output"
     directory.mkdir(mode=0o700, exist_ok=True)
     # What a supervisor has left that was killed. Nobody can ask for it any more.
-    for path in directory.iterdir():
+    for path in directory.iterdir() if empty else ():
         path.unlink()
     return directory

@@ -8,25 +8,29 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import msgspec
 import trio
 from msgspec import Struct
 
-from .accounts import Account, Accounts
+from .accounts import LOGIN_VARIABLES, Account, Accounts
+from .attributes import Attributes
 from .environment import BaseEnvironment, Environment
-from .errors import SpecError, StdinNotWritable, SupervisorClosed
+from .errors import KeyReused, SpecError, StateDirUnusable, StdinNotWritable, SupervisorClosed
 from .host import Capabilities, Host
-from .life import Circumstances, live
+from .inheritance import Inheritance, open_inheritance
+from .launch import resource_error
+from .life import Circumstances, Launched, live, live_on
 from .output import OutputLog
-from .process import Process
+from .process import Process, now_ms
 from .record import RunResult
 from .registry import Registry, Retention
 from .session import MARK_NAME
-from .spec import Limits, ProcessSpec, StdinMode, User
+from .spec import Limits, OomScoreAdj, ProcessSpec, StdinMode, Umask, User
 from .store import OutputLimits, OutputStore
+from .survival import Survival, open_survival
 
 _logger = logging.getLogger(__name__)
 
@@ -42,16 +46,37 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
       default_user: whom processes run as when their spec names no user; None
         for the supervisor's own user.
       environment: what every process's environment starts from; None for this
-        program's own, without the daemon's settings (`CRECHE_*`).
+        program's own, as with `subprocess`: who embeds a supervisor writes both the
+        program and what it starts. Variables of the daemon's settings (`CRECHE_*`) are
+        always left out, and HOME, USER, LOGNAME and SHELL are of the process's user.
       retention: how long finished processes stay readable.
       limits: what each process may use, where its spec says nothing.
+      umask: of processes whose spec has none, in octal such as `022`; None for
+        this program's own.
+      oom_score_adj: the same.
+      descriptor_limits: soft and hard limit of descriptors (RLIMIT_NOFILE) of
+        processes without a limit of `open_files`; None for this program's own. For
+        programs that have raised theirs.
+      no_new_privs: whether no process can gain privileges by executing something,
+        whatever its spec says.
       use_cgroups: whether to give every process a cgroup, where the host allows it.
       parked_launchers: how many launches are kept prepared, to make starts quicker.
+      subreaper: whether to take in the orphans that processes leave, and reap them
+        (PR_SET_CHILD_SUBREAPER(2const)). PID 1 of a pid namespace should. It takes
+        SIGCHLD, so only one supervisor of a program can, in its main thread.
+      sole_parent: whether this program starts processes through this supervisor
+        alone, so that every other child is an orphan. Else a subreaper reaps only
+        those that are in a unit's cgroup, or in a session that neither they nor
+        this program lead: it takes nobody else's exit, and leaves the zombies of
+        orphans that show no such sign.
       output: how much output is kept, and what happens past that.
       state_dir: where outputs that are too large for memory are spilled to; None
         to keep all in memory. Made if it is not there. No two supervisors can
         share one. A program whose event loop is busy should lower
         `sys.setswitchinterval`, so that the threads that write get their turn.
+      survives: whether all of this outlives a program that is killed, crashes, or
+        executes another: the next supervisor on the same state directory goes on
+        with it. Leaving the supervisor's block ends the processes all the same.
       grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
       drain_seconds: how long descendants that hold the output pipes may go on
         writing after the leader's exit, before they are killed.
@@ -61,10 +86,17 @@ class SupervisorConfig(Struct, frozen=True, kw_only=True):
     environment: dict[str, str] | None = None
     retention: Retention = Retention()
     limits: Limits = Limits()
+    umask: Umask | None = None
+    oom_score_adj: OomScoreAdj | None = None
+    descriptor_limits: tuple[int, int] | None = None
+    no_new_privs: bool = False
     use_cgroups: bool = True
     parked_launchers: int = 0
+    subreaper: bool = False
+    sole_parent: bool = False
     output: OutputLimits = OutputLimits()
     state_dir: Path | None = None
+    survives: bool = False
     grace_seconds: float = 5.0
     drain_seconds: float = 0.05
 
@@ -83,36 +115,49 @@ class Supervisor:
         nursery: trio.Nursery,
         host: Host,
         store: OutputStore,
+        registry: Registry,
+        survival: Survival | None,
         name: str,
         config: SupervisorConfig,
     ) -> None:
         self.config = config
+        self._survival = survival
+        self._starting: dict[str, trio.Event] = {}
         self._host = host
         self._store = store
         self.name = name
         self.opened_at = time.monotonic()
         self._nursery = nursery
-        self._registry = Registry(config.retention)
+        self._registry = registry
         self._accounts = Accounts()
         self._handles = itertools.count(1)
         # Running, or ended with descendants that were to be kept.
         self._alive: set[Process] = set()
+        self._one_less_alive = trio.lowlevel.ParkingLot()
+        self._is_detached = False
+        self._attributes = Attributes(config.umask, config.oom_score_adj, config.descriptor_limits)
         self._closing = False
         environment = dict(os.environ) if config.environment is None else config.environment
-        self._outer_mark = environment.get(MARK_NAME)
+        # Not from the configured environment: it tells of this very process.
+        self._outer_mark = os.environ.get(MARK_NAME)
         self._environment = {
             name: value for name, value in environment.items() if not name.startswith("CRECHE_")
         }
         self._environment.setdefault("PATH", _DEFAULT_PATH)
         # By what an account adds to it.
-        self._base_environments: dict[tuple[tuple[str, str], ...], BaseEnvironment] = {}
+        self._base_environments: dict[tuple[tuple[str, str], ...] | None, BaseEnvironment] = {}
 
-    async def start(self, spec: ProcessSpec, *, timeout: float | None = None) -> Process:
+    async def start(
+        self, spec: ProcessSpec, *, timeout: float | None = None, key: str | None = None
+    ) -> Process:
         """Start a process and return it once its command has been executed.
 
         Args:
           spec: what to start.
           timeout: seconds after which its whole tree is killed; None for never.
+            They begin anew if they were over while this program stood still.
+          key: of the caller's choice. As long as a process is remembered that was
+            started with it, nothing is started, and that one is returned.
 
         If this is cancelled, either no process is left or it is returned.
 
@@ -120,20 +165,49 @@ class Supervisor:
           SpecError: the spec can never be started.
           LaunchError: it could not be started now; the subclass says why.
           SupervisorClosed: the supervisor is stopping.
+          KeyReused: the key belongs to a process with another spec.
         """
+        if key is None:
+            return await self._start(spec, timeout, None)
+        while (starting := self._starting.get(key)) is not None:
+            await starting.wait()
+        if (process := self._registry.by_key(key)) is not None:
+            await trio.lowlevel.checkpoint()
+            if process.spec != spec:
+                raise KeyReused(
+                    f"the key {key!r} has started process {process.handle}, with another spec"
+                )
+            return process
+        self._starting[key] = trio.Event()
+        try:
+            return await self._start(spec, timeout, key)
+        finally:
+            self._starting.pop(key).set()
+
+    async def _start(self, spec: ProcessSpec, timeout: float | None, key: str | None) -> Process:
         if self._closing:
             raise SupervisorClosed("the supervisor is stopping")
         spec.check()
         if timeout is not None and not timeout >= 0:
             raise SpecError("timeout is not a number of seconds", field="timeout")
-        handle = next(self._handles)
+        survival = self._survival
+        handle = next(self._handles) if survival is None else survival.next_handle()
         log = OutputLog(self._store, f"{self.name}-{handle}", spec.output_policy)
-        process = Process(handle, spec, log)
+        process = Process(handle, spec, log, survival)
+        process.key = key
         mark = f"{self.name}-{handle}"
         account, environment = self._identity(spec, mark)
         limits = spec.limits.over(self.config.limits)
         circumstances = Circumstances(
-            account, environment, mark, limits, timeout, self.config.drain_seconds
+            account,
+            environment,
+            mark,
+            limits,
+            self._attributes.encode(spec, limits),
+            spec.no_new_privs or self.config.no_new_privs,
+            timeout,
+            self.config.drain_seconds,
+            key,
         )
         try:
             await self._nursery.start(self._own, process, circumstances)
@@ -230,6 +304,36 @@ class Supervisor:
             for process in self._alive:
                 nursery.start_soon(process.stop, grace)
 
+    def detach(self) -> None:
+        """Start nothing any more, and let everything go on when the supervisor's block is left.
+
+        The next supervisor on the state directory goes on with it.
+
+        Raises:
+          StateDirUnusable: this one does not survive (`SupervisorConfig.survives`).
+        """
+        if self._survival is None:
+            raise StateDirUnusable("processes can only go on if their supervisor `survives`")
+        self._closing = True
+        self._is_detached = True
+
+    async def _leave(self) -> None:
+        """End everything, or see to it that it can go on."""
+        if not self._is_detached:
+            await self.stop()
+            return
+        assert self._survival is not None
+        self._host.leave()
+        for process in list(self._alive):
+            process.let_go()
+        while self._alive:
+            await self._one_less_alive.park()
+        await self._survival.detach()
+
+    def _is_over(self, process: Process) -> None:
+        self._alive.discard(process)
+        self._one_less_alive.unpark_all()
+
     async def _own(
         self,
         process: Process,
@@ -248,15 +352,80 @@ class Supervisor:
             self._registry.finished(process)
 
         try:
-            await live(process, circumstances, self._host, started, ended)
+            await live(process, circumstances, self._host, self._survival, started, ended)
         finally:
-            self._alive.discard(process)
+            self._is_over(process)
+
+    async def _take_over(self, inheritance: Inheritance) -> None:
+        """Go on with what an earlier supervisor has left, and have all outlive this one too.
+
+        If this fails or is cancelled, all of it is left to the next one.
+        """
+        survival = self._survival
+        assert survival is not None
+        self._is_detached = True
+        running = await inheritance.take_over(self._store, self._host, survival, self._registry.add)
+        self._registry.forgotten = survival.forget
+        self._host.parking.survive(survival)
+        now = now_ms()
+        ended = [
+            (now if process.ended_at is None else process.ended_at, process.handle, process)
+            for process in self._registry
+            if process.has_ended
+        ]
+        for ended_at, _, process in sorted(ended):
+            self._registry.finished(process, seconds_ago=max(0, now - ended_at) / 1000)
+        del ended
+        leaves = set()
+        for process, launched in running:
+            self._alive.add(process)
+            if launched.leaf is not None:
+                leaves.add(launched.leaf.name)
+            await self._nursery.start(self._own_again, process, launched)
+        self._nursery.start_soon(self._host.kill_strangers, leaves)
+        survival.attach()
+        self._is_detached = False
+
+    async def _own_again(
+        self,
+        process: Process,
+        launched: Launched,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        assert self._survival is not None
+        assert process.began is not None
+        circumstances = Circumstances(
+            None,
+            Environment(BaseEnvironment({}), {}),
+            f"{self.name}-{process.handle}",
+            Limits(),
+            b"",
+            False,
+            process.began.timeout,
+            self.config.drain_seconds,
+        )
+        try:
+            await live_on(
+                process,
+                launched,
+                circumstances,
+                self._host,
+                self._survival,
+                task_status.started,
+                lambda: self._registry.finished(process),
+            )
+        finally:
+            self._is_over(process)
 
     def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, Environment]:
         """Whom the process becomes (None: nobody else) and its whole environment."""
         user = self.config.default_user if spec.user is None else spec.user
-        account = None if user is None else self._accounts.look_up(user)
-        base = self._base_environment({} if account is None else account.environment)
+        try:
+            account = None if user is None else self._accounts.look_up(user)
+        except OSError as error:
+            raise resource_error(error) from error
+        base = self._base_environment(account)
         if account is not None and account.is_own:
             account = None
         additions = spec.env
@@ -265,12 +434,19 @@ class Supervisor:
             additions = {**additions, MARK_NAME: outer + mark}
         return account, Environment(base, additions)
 
-    def _base_environment(self, of_account: dict[str, str]) -> BaseEnvironment:
-        key = tuple(of_account.items())
+    def _base_environment(self, account: Account | None) -> BaseEnvironment:
+        key = None if account is None else tuple(account.environment.items())
         if (base := self._base_environments.get(key)) is None:
             if len(self._base_environments) >= _BASE_ENVIRONMENTS:
                 self._base_environments.clear()
-            base = BaseEnvironment({**self._environment, **of_account})
+            variables = self._environment
+            if account is not None:
+                # Whoever has no account has no HOME; above all not ours.
+                nobodys = {
+                    name: value for name, value in variables.items() if name not in LOGIN_VARIABLES
+                }
+                variables = {**nobodys, **account.environment}
+            base = BaseEnvironment(variables)
             self._base_environments[key] = base
         return base
 
@@ -282,7 +458,8 @@ async def open_supervisor(
     """A supervisor for the length of an `async with` block.
 
     Leaving the block, in whatever way, stops every process: SIGTERM, the
-    grace period, SIGKILL of what is left of each tree. When the block is left
+    grace period, SIGKILL of what is left of each tree; unless they have been
+    told to go on (`Supervisor.detach`). When the block is left
     nothing of them is alive and nothing is unreaped; only a process in
     uninterruptible sleep is given up, after five seconds and with an error in
     the log. A cancelled block is left only after that, too.
@@ -291,23 +468,51 @@ async def open_supervisor(
 
     Raises:
       StateDirUnusable: the state directory cannot be used.
+      RuntimeError: a subreaper was asked for outside the main thread.
     """
     failure: BaseException | None = None
-    name = secrets.token_hex(8)
-    host = Host(name, use_cgroups=config.use_cgroups, parked_launchers=config.parked_launchers)
-    with OutputStore(config.output, config.state_dir) as store, host:
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(
+            OutputStore(config.output, config.state_dir, outlives=config.survives)
+        )
+        inheritance = None
+        if config.survives:
+            if config.state_dir is None:
+                raise StateDirUnusable("processes can only survive in a state directory")
+            inheritance = await stack.enter_async_context(open_inheritance(config.state_dir))
+        name = secrets.token_hex(8) if inheritance is None else inheritance.name
+        host = stack.enter_context(
+            Host(
+                name,
+                use_cgroups=config.use_cgroups,
+                parked_launchers=config.parked_launchers,
+                subreaper=config.subreaper,
+                sole_parent=config.sole_parent,
+                lock=None if inheritance is None else inheritance.lock,
+                found_in=None if inheritance is None else inheritance.cgroups,
+            )
+        )
+        registry = Registry(config.retention)
+        survival = None
+        if inheritance is not None:
+            # Around the nursery: whatever goes on in there may still be written down.
+            survival = await stack.enter_async_context(
+                open_survival(inheritance, registry.find, host.lock, host.own_cgroups)
+            )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(host.run)
-            supervisor = Supervisor(nursery, host, store, name, config)
-            nursery.start_soon(supervisor._registry.expire)
+            supervisor = Supervisor(nursery, host, store, registry, survival, name, config)
+            nursery.start_soon(registry.expire)
             try:
+                if inheritance is not None:
+                    await supervisor._take_over(inheritance)
                 yield supervisor
             except BaseException as error:
                 # Raised again below: the nursery would wrap it in a group.
                 failure = error
             finally:
                 with trio.CancelScope(shield=True):
-                    await supervisor.stop()
+                    await supervisor._leave()
                 nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -7,6 +7,8 @@ import os
 import signal
 from abc import ABC, abstractmethod
 
+from .exit_status import pid_of
+
 # pidfd_send_signal(2), since Linux 6.9; unknown to older kernels (EINVAL).
 _PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
 
@@ -44,12 +46,18 @@ class Unit(ABC):
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            # Not yet reaped, hence still the number of this very group.
-            os.killpg(self.leader, signum)
+            # Not yet reaped, hence still the number of this very group; unless
+            # it is somebody else's child.
+            if pid_of(self._pidfd) is not None:
+                os.killpg(self.leader, signum)
 
     @abstractmethod
     def kill(self) -> int:
         """SIGKILL to everything, the leader included; how many there were besides it."""
+
+    @abstractmethod
+    def is_alone(self) -> bool:
+        """Whether the leader, which has exited, is known to have left nobody; looks once."""
 
     @abstractmethod
     async def kill_descendants(self) -> int:

@@ -2,8 +2,7 @@
 
 from .events import CgroupEvents
 from .leaf import CgroupLimits, Leaf
-from .stock import FreshLeaf, LeafStock
-from .tree import CgroupTree, NoCgroups
+from .tree import CgroupTree, NoCgroups, units_name
 from .unit import CgroupUnit
 
 __all__ = [
@@ -11,8 +10,7 @@ __all__ = [
     "CgroupLimits",
     "CgroupTree",
     "CgroupUnit",
-    "FreshLeaf",
     "Leaf",
-    "LeafStock",
     "NoCgroups",
+    "units_name",
 ]

@@ -1,8 +1,10 @@
-"""The files of a cgroup: small, read and written whole."""
+"""The files of a cgroup: small, read and written whole, also when there are no more descriptors."""
 
 from __future__ import annotations
 
 import os
+
+from ..descriptors import open_in_any_case
 
 
 def read(path: str) -> str:
@@ -11,7 +13,7 @@ def read(path: str) -> str:
     Raises:
       OSError: above all FileNotFoundError, where the controller is missing.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_in_any_case(path, os.O_RDONLY)
     try:
         return os.read(descriptor, 65536).decode()
     finally:
@@ -24,7 +26,7 @@ def write(path: str, value: str | int) -> None:
     Raises:
       OSError: the kernel's opinion of the value.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    descriptor = open_in_any_case(path, os.O_WRONLY)
     try:
         os.write(descriptor, str(value).encode())
     finally:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Protocol
 
 import trio
 from msgspec import Struct
 
+from ..descriptors import beyond_the_limit
 from ..errors import LimitUnavailable
 from ..record import Usage
 from . import files
@@ -43,16 +44,25 @@ class CgroupLimits(Struct, frozen=True, kw_only=True):
 
 
 class Controllers(Protocol):
-    """One unit's part of the controllers: limits and counters."""
+    """One unit's part of the controllers: limits and counters.
+
+    Making one makes no directory.
+    """
 
     watch_costs_a_descriptor: bool
     """Whether being told of kills for memory is only worth it where memory is limited."""
 
     def set_limits(self, limits: CgroupLimits) -> None:
-        """Set what is not None; FileNotFoundError where a controller is missing."""
+        """Set what is not None, and make what directories that takes, but for the membership's.
+
+        FileNotFoundError where a controller is missing.
+        """
 
     def needs_directories_for(self, limits: CgroupLimits) -> bool:
         """Whether setting these limits would add to `directories`."""
+
+    def find_directories(self) -> None:
+        """Know those that are there already."""
 
     def directories(self) -> list[str]:
         """The directories that the unit's processes must join, besides the membership's."""
@@ -72,9 +82,11 @@ class Controllers(Protocol):
 class Leaf:
     """The cgroup of one unit. A context manager that owns it, and has it removed when it is empty.
 
+    Whoever joins first makes its directories, unless a limit had to be set before.
+
     Args:
-      directory: in the version 2 hierarchy; exists already.
-      controllers: the unit's part of them; exists already.
+      directory: in the version 2 hierarchy.
+      controllers: the unit's part of them.
       events: who tells of changes.
       removals: who removes it.
     """
@@ -83,8 +95,8 @@ class Leaf:
         "_controllers",
         "_directory",
         "_events",
+        "_is_left",
         "_oom_happened",
-        "_opened",
         "_removals",
         "_watches",
     )
@@ -101,10 +113,8 @@ class Leaf:
         self._controllers = controllers
         self._events = events
         self._oom_happened = False
-        self._opened: set[str] = set()
+        self._is_left = False
         self._watches = ExitStack()
-        if not controllers.watch_costs_a_descriptor:
-            self._watch_ooms()
 
     def _watch_ooms(self) -> None:
         self._controllers.watch_ooms(self._watches, self._events, self._note_oom)
@@ -114,7 +124,12 @@ class Leaf:
 
     def __exit__(self, *_: object) -> None:
         self._watches.close()
-        self._removals.add((*self._controllers.directories(), self._directory))
+        if not self._is_left:
+            self._removals.add(self.directories)
+
+    def leave(self) -> None:
+        """Leave it where it is, for a later supervisor."""
+        self._is_left = True
 
     def limit(self, limits: CgroupLimits) -> None:
         """Set limits, before anyone has joined.
@@ -124,6 +139,8 @@ class Leaf:
           OSError: something has run short.
         """
         try:
+            with suppress(FileExistsError):
+                os.mkdir(self._directory)
             self._controllers.set_limits(limits)
             if limits.memory_bytes is not None and self._controllers.watch_costs_a_descriptor:
                 self._watch_ooms()
@@ -142,22 +159,26 @@ class Leaf:
         """Whether whoever has joined already would have to join more for these limits."""
         return self._controllers.needs_directories_for(limits)
 
-    def open_joins(self, stack: ExitStack) -> tuple[int, ...]:
-        """Descriptors through which a process joins by writing `0`; the stack closes them.
+    @property
+    def name(self) -> str:
+        """Its name among the leaves of its supervisor."""
+        return os.path.basename(self._directory)
 
-        Only for what has no such descriptor yet: `limit` may have added to it.
-        The permission is checked here, at the opening, and not at the writing
-        (cgroups(7)), so that it does not matter who the writer is.
-        """
-        joins = []
-        for directory in (*self._controllers.directories(), self._directory):
-            if directory in self._opened:
-                continue
-            self._opened.add(directory)
-            join = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            stack.callback(os.close, join)
-            joins.append(join)
-        return tuple(joins)
+    def take_over(self, *, watch_ooms: bool) -> None:
+        """Know what an earlier supervisor has set up here."""
+        self._controllers.find_directories()
+        if watch_ooms or not self._controllers.watch_costs_a_descriptor:
+            self._watch_ooms()
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """What its processes must join, and the first of them make, if it is not there."""
+        return (*self._controllers.directories(), self._directory)
+
+    def joined(self) -> None:
+        """It has a member, and so it is there."""
+        if not self._controllers.watch_costs_a_descriptor:
+            self._watch_ooms()
 
     def _note_oom(self) -> None:
         # No more than a note: version 1 tells at the beginning of an out of
@@ -179,8 +200,9 @@ class Leaf:
     def member_count(self) -> int:
         """How many processes are alive in it, cgroups below it included."""
         count = 0
-        for directory, _, _ in os.walk(self._directory):
-            count += files.read(f"{directory}/cgroup.procs").count("\n")
+        with beyond_the_limit():  # Without a descriptor, os.walk would find nothing.
+            for directory, _, _ in os.walk(self._directory):
+                count += files.read(f"{directory}/cgroup.procs").count("\n")
         return count
 
     def is_empty(self) -> bool:

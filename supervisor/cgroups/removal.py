@@ -7,10 +7,17 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
+from ..threads import in_thread
+
 _logger = logging.getLogger(__name__)
+
+# The way to a thread and back costs 0.1 ms, so that thousands of ends in a
+# second should share it. Nobody waits for a removal.
+_GATHERING_SECONDS = 0.05
 
 
 class Removals:
@@ -32,10 +39,11 @@ class Removals:
     async def run(self) -> None:
         """Remove what is added, until cancelled."""
         while True:
-            while self._directories:
-                directories, self._directories = self._directories, []
-                await trio.to_thread.run_sync(_remove_all, directories)
-            await self._added.park()
+            if not self._directories:
+                await self._added.park()
+            await trio.sleep(_GATHERING_SECONDS)
+            directories, self._directories = self._directories, []
+            await in_thread(partial(_remove_all, directories))
 
 
 def _remove_all(directories: list[str]) -> None:

@@ -22,13 +22,15 @@ import fcntl
 import itertools
 import logging
 import os
+import secrets
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from typing import Literal
 
 from . import files
 from .events import CgroupEvents
 from .leaf import Controllers, Leaf
-from .mounts import find_own_cgroups
+from .mounts import OwnCgroups, find_own_cgroups
 from .removal import Removals, remove_tree
 from .version1 import Version1Controllers
 from .version2 import Version2Controllers
@@ -45,33 +47,54 @@ class NoCgroups(Exception):
     """There can be no cgroups here; the message says why."""
 
 
+def units_name(supervisor: str) -> str:
+    """The name of the directory with the units of the supervisor of that name."""
+    return _PREFIX + supervisor
+
+
 class CgroupTree:
     """Makes the leaves of one supervisor. A context manager that owns the units' directories.
 
     Args:
       name: of this supervisor, unique.
       events: who tells of changes.
+      lock: of the units' directory, owned here from now on, if an earlier
+        supervisor of this name has left both.
+      found_in: where it was, which need not be where this one is.
 
     Raises:
       NoCgroups: the kernel, the mounts or the permissions do not allow it.
 
     Attributes:
+      own: where this supervisor was started, or the one before it.
       version: of the controllers: `2`, or `1` in a hybrid host.
       controllers: those that can limit, by their version 2 names.
       removals: of its leaves.
     """
 
-    def __init__(self, name: str, events: CgroupEvents) -> None:
+    def __init__(
+        self,
+        name: str,
+        events: CgroupEvents,
+        lock: int | None = None,
+        found_in: OwnCgroups | None = None,
+    ) -> None:
         own = find_own_cgroups()
+        if own.unified is not None and os.path.basename(own.unified) == _DAEMON:
+            own = own._replace(unified=os.path.dirname(own.unified))
+        if found_in is not None and os.path.exists(f"{found_in.unified}/{units_name(name)}"):
+            own = found_in
         if own.unified is None:
             raise NoCgroups("no cgroup version 2 hierarchy is mounted")
+        self.own = own
         self._events = events
-        self._name = _PREFIX + name
+        self._name = units_name(name)
         self._names = itertools.count(1)
+        self._is_left = False
         self._base = own.unified
-        if os.path.basename(self._base) == _DAEMON:
-            self._base = os.path.dirname(self._base)
         self._units = f"{self._base}/{self._name}"
+        # Of the names of leaves, which an earlier supervisor has used up.
+        self._prefix = f"{secrets.token_hex(3)}-" if os.path.exists(self._units) else ""
         self.removals = Removals()
         self._stack = ExitStack()
         self._version1_parents: dict[str, str] = {}
@@ -79,7 +102,7 @@ class CgroupTree:
         self.controllers: frozenset[str]
         with ExitStack() as stack:
             try:
-                self._make_units(stack)
+                self.lock = self._make_units(stack, lock)
                 if not os.path.exists(f"{self._units}/cgroup.kill"):
                     raise NoCgroups("the kernel has no cgroup.kill (Linux 5.14)")
                 self.controllers = self._enable_controllers()
@@ -93,27 +116,55 @@ class CgroupTree:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._is_left:
+            self._stack.pop_all()
+            os.close(self.lock)
         self._stack.close()
 
-    def make_leaf(self) -> Leaf:
-        """A fresh leaf: a reused one would keep old counters, and late events of its predecessor.
+    def leave(self) -> None:
+        """Leave the units where they are, for a later supervisor."""
+        self._is_left = True
 
-        Raises:
-          OSError: it cannot be made.
-        """
-        name = str(next(self._names))
+    def fresh_leaf(self) -> Leaf:
+        """A new leaf: a reused one would keep old counters, and late events of its predecessor."""
+        return self._leaf(f"{self._prefix}{next(self._names)}")
+
+    def leaf_of(self, name: str) -> Leaf | None:
+        """The leaf of that name that an earlier supervisor has left; None if it is not there."""
+        return self._leaf(name) if os.path.exists(f"{self._units}/{name}") else None
+
+    def _leaf(self, name: str) -> Leaf:
         directory = f"{self._units}/{name}"
-        os.mkdir(directory)
-        try:
-            controllers: Controllers = (
-                Version2Controllers(directory)
-                if self.version == 2
-                else Version1Controllers(self._version1_parents, name, directory)
-            )
-        except OSError:
-            os.rmdir(directory)
-            raise
+        controllers: Controllers = (
+            Version2Controllers(directory)
+            if self.version == 2
+            else Version1Controllers(self._version1_parents, name, directory)
+        )
         return Leaf(directory, controllers, self._events, self.removals)
+
+    async def kill_strangers(self, known: Collection[str]) -> None:
+        """Kill and remove what an earlier supervisor has left here, but for the leaves with these names."""
+        for name in self._strange_names(known):
+            with self._leaf(name) as stranger:
+                try:
+                    stranger.take_over(watch_ooms=False)
+                    if not stranger.is_empty():
+                        _logger.warning("killing what is left in %s/%s", self._units, name)
+                        stranger.kill()
+                        await stranger.wait_until_empty()
+                except OSError as error:
+                    _logger.warning("%s/%s: %s", self._units, name, error)
+
+    def _strange_names(self, known: Collection[str]) -> list[str]:
+        if not self._prefix:
+            return []
+        return [
+            entry.name
+            for entry in os.scandir(self._units)
+            if entry.is_dir()
+            and entry.name not in known
+            and not entry.name.startswith(self._prefix)
+        ]
 
     async def sweep(self) -> None:
         """Kill and remove what dead supervisors have left beside this one."""
@@ -138,16 +189,23 @@ class CgroupTree:
             for parent in self._version1_parents.values():
                 remove_tree(f"{os.path.dirname(parent)}/{name}")
 
-    def _make_units(self, stack: ExitStack) -> None:
+    def _make_units(self, stack: ExitStack, lock: int | None) -> int:
+        """Make the directory, or take it over; returns its lock."""
         while True:
-            os.mkdir(self._units)
+            with suppress(FileExistsError):
+                os.mkdir(self._units)
             with ExitStack() as attempt:
                 attempt.callback(remove_tree, self._units)
-                _lock(self._units, attempt)
+                if lock is None:
+                    descriptor = _lock(self._units, attempt)
+                else:
+                    descriptor = lock
+                    attempt.callback(os.close, descriptor)
                 # Another supervisor may have swept it before it was locked.
                 if os.path.exists(self._units):
                     stack.push(attempt.pop_all())
-                    return
+                    return descriptor
+            lock = None
 
     def _enable_controllers(self) -> frozenset[str]:
         available = set(files.read(f"{self._base}/cgroup.controllers").split())
@@ -192,7 +250,8 @@ class CgroupTree:
                 continue
             directory = f"{own[name]}/{self._name}"
             try:
-                os.mkdir(directory)
+                with suppress(FileExistsError):
+                    os.mkdir(directory)
             except OSError as error:
                 _logger.info("no %s controller: %s", controller, error)
                 continue
@@ -204,8 +263,8 @@ class CgroupTree:
             self.controllers = frozenset(available)
 
 
-def _lock(directory: str, stack: ExitStack) -> None:
-    """Hold the directory's lock until the stack ends.
+def _lock(directory: str, stack: ExitStack) -> int:
+    """Hold the directory's lock until the stack ends; returns its descriptor.
 
     Raises:
       BlockingIOError: another process holds it.
@@ -213,3 +272,4 @@ def _lock(directory: str, stack: ExitStack) -> None:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor

@@ -22,18 +22,24 @@ class CgroupUnit(Unit):
 
     def kill(self) -> int:
         """SIGKILL to everything at once; how many there were besides the leader."""
-        count = self._leaf.member_count()
-        # The group first: a leader that saw its child die alone would exit
-        # with a status of its own.
-        self.signal_group(signal.SIGKILL)
+        try:
+            count = self._leaf.member_count()
+        finally:
+            # The group first: a leader that saw its child die alone would exit
+            # with a status of its own. And whatever has failed.
+            self.signal_group(signal.SIGKILL)
         self._leaf.kill()
         return max(0, count - 1)
 
-    async def kill_descendants(self) -> int:
-        """Kill what is alive in the leaf."""
+    def is_alone(self) -> bool:
+        """Whether nothing is alive in the leaf."""
         # Read and not waited for: reading is never late, and nearly always
         # nobody is left (kernel notifications may be 10 ms late).
-        if self._leaf.is_empty():
+        return self._leaf.is_empty()
+
+    async def kill_descendants(self) -> int:
+        """Kill what is alive in the leaf."""
+        if self.is_alone():
             return 0
         count = self._leaf.member_count()
         self._leaf.kill()
@@ -42,5 +48,5 @@ class CgroupUnit(Unit):
 
     async def wait_until_alone(self) -> None:
         """Wait until nothing is alive in the leaf; for a leader that has exited."""
-        if not self._leaf.is_empty():
+        if not self.is_alone():
             await self._leaf.wait_until_empty()

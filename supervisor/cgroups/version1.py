@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from ..record import Usage
 from . import files
@@ -27,8 +27,6 @@ class Version1Controllers:
       name: of the unit's directories.
       membership: the unit's version 2 directory, which counts processor time.
 
-    Raises:
-      OSError: a directory cannot be made. Nothing is left.
     """
 
     watch_costs_a_descriptor = True
@@ -41,12 +39,19 @@ class Version1Controllers:
         self._membership = membership
         self._by_controller: dict[str, str] = {}
         if "memory" in parents:
-            self._directory("memory")
+            self._by_controller["memory"] = f"{parents['memory']}/{name}"
 
     def needs_directories_for(self, limits: CgroupLimits) -> bool:
         """For all but memory, which is always there."""
         others = (limits.pids, limits.cpu_cores, limits.io_weight)
         return any(limit is not None for limit in others)
+
+    def find_directories(self) -> None:
+        """One for each controller that has one for the unit."""
+        for controller, parent in self._parents.items():
+            directory = f"{parent}/{self._name}"
+            if os.path.exists(directory):
+                self._by_controller[controller] = directory
 
     def directories(self) -> list[str]:
         """One for each controller."""
@@ -58,6 +63,8 @@ class Version1Controllers:
         Raises:
           OSError: FileNotFoundError where the controller is missing.
         """
+        if memory := self._by_controller.get("memory"):
+            _make(memory)
         if limits.memory_bytes is not None:
             memory = self._directory("memory")
             files.write(f"{memory}/memory.limit_in_bytes", limits.memory_bytes)
@@ -80,8 +87,8 @@ class Version1Controllers:
             if controller not in self._parents:
                 raise FileNotFoundError(controller)
             directory = f"{self._parents[controller]}/{self._name}"
-            os.mkdir(directory)
             self._by_controller[controller] = directory
+            _make(directory)
         return self._by_controller[controller]
 
     def oom_kills(self) -> int:
@@ -116,3 +123,9 @@ class Version1Controllers:
             page_faults=faults,
             major_page_faults=major_faults,
         )
+
+
+def _make(directory: str) -> None:
+    # A parked launcher may be about to make it, too.
+    with suppress(FileExistsError):
+        os.mkdir(directory)

@@ -27,6 +27,9 @@ class Version2Controllers:
         """Never."""
         return False
 
+    def find_directories(self) -> None:
+        """There are none."""
+
     def directories(self) -> list[str]:
         """None besides the membership's."""
         return []

@@ -1,18 +1,20 @@
 /* The launcher: the program that each child of the supervisor starts as, and that becomes the command.
  *
- *     launcher ORDERS_FD ANSWER_FD [JOIN_FD,JOIN_FD...]
+ *     launcher ORDERS_FD ANSWER_FD [CGROUP_DIRECTORY...]
  *
  * The guarantee. Either the command runs, with every order carried out, or it never runs at all, and the answer says which
  * order failed and why. No order is skipped, and none gives way to something weaker.
  *
- *  - End of file on ANSWER_FD without a byte: exec has happened. (Or the kernel killed the process in exec, as it does when a
- *    limit leaves no room for the program; the exit status then is a signal's.) Unless the process still has the launcher's
- *    name: then the launcher was killed before. It takes the name "creche/exec", which no file can have, right before exec.
+ *  - End of file on ANSWER_FD without a byte: exec has happened. (Or the process was killed in that instant; the kernel kills
+ *    it in exec when a limit leaves no room for the program. The exit status then is a signal's.)
+ *  - ECONNRESET instead, where ORDERS_FD and ANSWER_FD are one socket: it was killed before. The last byte of the orders is
+ *    read right before exec, and a socket that is closed while there is something to read resets the other end (unix(7)).
  *  - Eight bytes on ANSWER_FD: {u32 stage, i32 errno}, written at once. The launcher then exits: 127 when there is no such
  *    command, 126 when it cannot be executed, 125 for all other stages.
- *  - Exit 0, without an answer: ORDERS_FD ended before the first byte. Whoever was to give orders gave up, or is dead. So
- *    a *parked* launcher ends, one that was started ahead of need and waits for its orders.
- *  - Exit 125, without an answer: the command line names no ANSWER_FD. A dead reader of the answer changes nothing.
+ *  - Killed by signal 64 (SIGRTMAX), without an answer: ORDERS_FD ended before the first byte, or nobody read the answer.
+ *    Whoever was to give orders gave up, or is dead; and whoever comes after it can tell by this signal, which no command
+ *    uses, that the command never ran. So a *parked* launcher ends, one that was started ahead of need and waits for orders.
+ *  - Exit 125, without an answer: the command line names no ANSWER_FD.
  *
  * The descriptors are blocking ones. ORDERS_FD is a pipe or a stream socket; if a socket, it may be ANSWER_FD too.
  *
@@ -20,13 +22,15 @@
  * is to be another user than root, no capability. Otherwise it inherits from whoever started the launcher.
  *
  * Theory of operation. What needs no orders comes first, so that a parked launcher has done it when they come: mark all
- * descriptors close-on-exec, join the cgroups of the command line, reset the signals. Marking so early is enough: the launcher
- * opens nothing that it keeps, and ORDERS_FD and ANSWER_FD stay usable until exec. Then the orders are read to their end into
- * one mapping, and checked to their end before any is carried out. That mapping is the only memory ever asked for, so that
- * no limit that they set can fail the launcher itself. The strings that exec needs are used where they lie.
+ * descriptors close-on-exec, make and join the cgroups of the command line (a directory that is there already is fine), reset
+ * the signals. Marking so early is enough: the launcher opens nothing that it keeps, and ORDERS_FD and ANSWER_FD stay usable
+ * until exec. The cgroups are made here because mkdir takes the kernel 0.1 ms, for which a supervisor's loop would stand still.
+ * Then the orders are read into one mapping, and checked to their end before any is carried out. That mapping is the only memory
+ * ever asked for, so that no limit that they set can fail the launcher itself. The strings that exec needs are used where they
+ * lie.
  *
- * Orders, all little endian: {u32 magic, u32 size}, then `size` bytes of records, each {u16 tag, u16 zero, u32 length} and
- * `length` bytes, padded to a multiple of 8. The tag is the stage, and the order of the tags is the order of the deeds, so
+ * Orders, all little endian: {u32 magic, u32 size}, then `size` bytes of records, then one more byte, of any value, which is
+ * left unread until all is done. A record is {u16 tag, u16 zero, u32 length} and `length` bytes, padded to a multiple of 8. The tag is the stage, and the order of the tags is the order of the deeds, so
  * records come in ascending order of tag; the launcher walks along them and does what they say. The order is chosen so that
  *
  *  - the cgroups come first, so that everything else is accounted there;
@@ -38,7 +42,7 @@
  *
  * Stages with an order. "+": any number of such records. A string is any bytes and a NUL.
  *
- *      1 JOIN                + u32 descriptor of a cgroup.procs, open for writing; closed afterwards (also for JOIN_FD)
+ *      1 JOIN                + u32 descriptor of a cgroup.procs, open for writing; closed afterwards (also for CGROUP_DIRECTORY)
  *      2 NULL_STREAM         + u32 0, 1 or 2: /dev/null becomes this descriptor
  *      3 STDERR_TO_STDOUT      nothing: descriptor 2 becomes a copy of 1
  *      4 NEW_SESSION           nothing: setsid; a process that leads a session already, is content
@@ -74,7 +78,7 @@ enum stage {
     ORDERS = 32, MEMORY, SIGNALS, DESCRIPTORS, INTERPRETER
 };
 
-enum { MAGIC = 0x31524c43 /* "CLR1" */, MAX_SIZE = 8 << 20, ALIGNMENT = 8, MIN_DESCRIPTOR = 3, STATUS_FAILED = 125 };
+enum { MAGIC = 0x31524c43 /* "CLR1" */, MAX_SIZE = 8 << 20, ALIGNMENT = 8, MIN_DESCRIPTOR = 3, STATUS_FAILED = 125, NEVER_EXECUTED = 64 };
 
 struct header { uint32_t magic, size; };
 struct record { uint16_t tag, zero; uint32_t length, value[]; };
@@ -82,12 +86,22 @@ struct program { char *command, **arguments, **environment; };
 
 static int answer_fd, orders_fd;
 
+static _Noreturn void end_unread(void)
+{
+    static const struct action defaults;
+    sys_sigaction(NEVER_EXECUTED, &defaults); /* it may be ignored or blocked, since signals are reset only later */
+    sys_set_signal_mask(&defaults.mask);
+    sys_kill(sys_getpid(), NEVER_EXECUTED);
+    sys_exit(STATUS_FAILED);
+}
+
 static _Noreturn void fail(enum stage stage, long error)
 {
     static const struct action ignore = { .handler = 1 };
     struct { uint32_t stage; int32_t error; } answer = { stage, (int32_t)error };
-    sys_sigaction(SIGPIPE, &ignore); /* so that the exit status is the same whether or not anyone reads the answer */
-    sys_write(answer_fd, &answer, sizeof answer);
+    sys_sigaction(SIGPIPE, &ignore); /* so that we learn whether anyone reads the answer */
+    if (sys_write(answer_fd, &answer, sizeof answer) < 0)
+        end_unread();
     if (stage != COMMAND && stage != INTERPRETER)
         sys_exit(STATUS_FAILED);
     sys_exit(error == ENOENT || error == ENOTDIR ? 127 : 126);
@@ -137,6 +151,24 @@ static void join(int fd)
         fail(JOIN, EBADF);
     must(JOIN, sys_write(fd, "0", 1)); /* 0 is the writer itself, in whatever pid namespace (cgroups(7)) */
     sys_close(fd);
+}
+
+static void make_and_join(const char *directory)
+{
+    static const char file[] = "/cgroup.procs";
+    char path[PATH_MAX];
+    size_t length = 0;
+    for (; directory[length]; length++) {
+        if (length == PATH_MAX - sizeof file)
+            fail(JOIN, ENAMETOOLONG);
+        path[length] = directory[length];
+    }
+    for (size_t i = 0; i < sizeof file; i++)
+        path[length + i] = file[i];
+    long result = sys_mkdir(directory, 0777);
+    if (result != -EEXIST)
+        must(JOIN, result);
+    join((int)must(JOIN, sys_open(path, O_WRONLY)));
 }
 
 static void reset_signals(void)
@@ -316,7 +348,6 @@ static _Noreturn void execute(const struct program *program)
 {
     char candidate[PATH_MAX];
     long remembered = ENOENT;
-    sys_set_name("creche/exec");
     const char *c = program->command;
     while (*c && *c != '/')
         c++;
@@ -343,18 +374,19 @@ static _Noreturn void execute(const struct program *program)
 _Noreturn void launch(long *stack)
 {
     char **argv = (char **)(stack + 1);
-    if (stack[0] < 3 || stack[0] > 4 || (answer_fd = take_descriptor(&argv[2])) < 0)
+    if (stack[0] < 3 || (answer_fd = take_descriptor(&argv[2])) < 0)
         sys_exit(STATUS_FAILED);
     orders_fd = take_descriptor(&argv[1]);
+    sys_set_name("creche-launcher"); /* it may have been executed by a number (/proc/self/fd) */
     close_descriptors_on_exec();
-    while (argv[3] && *argv[3])
-        join(take_descriptor(&argv[3]));
+    for (char **directory = argv + 3; *directory; directory++)
+        make_and_join(*directory);
     reset_signals();
 
     struct header header;
     size_t received = receive(&header, sizeof header);
     if (received == 0)
-        sys_exit(0);
+        end_unread();
     if (received < sizeof header || header.magic != MAGIC)
         fail(ORDERS, EBADMSG);
     if (header.size > MAX_SIZE)
@@ -374,5 +406,8 @@ _Noreturn void launch(long *stack)
         carry_out(record);
         at += sizeof *record + padded(record->length);
     }
+    char last;
+    if (!receive(&last, sizeof last))
+        fail(ORDERS, EBADMSG);
     execute(&program);
 }
