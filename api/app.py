@@ -31,7 +31,7 @@ def create_app(
       token: what requests must bear, or None for no authentication.
       any_host: whether the Host header may be anything; see `Guard`.
     """
-    app = QuartTrio(__name__)
+    app = QuartTrio(__name__, static_folder=None)  # Else it looks for files.
     app.config["MAX_CONTENT_LENGTH"] = MAX_JSON_BYTES
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False

@@ -26,6 +26,7 @@ from hypercorn.typing import (
 from supervisor import SupervisorError
 
 from .asgi import send_whole
+from .plain import WHOLE_BODY
 from .problems import AmbiguousLength, Broken, answer
 
 _logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class BodyEnd:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Serve one request (ASGI)."""
-        if scope["type"] == "http":
+        if scope["type"] == "http" and WHOLE_BODY not in scope["extensions"]:
             exchange = _Exchange(scope, receive, send)
             if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
                 # What stands between us and the client may go by the other
@@ -57,13 +58,12 @@ class BodyEnd:
                     await exchange.discard_body()
                 await send_whole(send, status, [*headers, ("connection", "close")], body)
                 return
-            try:
-                await self._app(scope, exchange.receive, exchange.send)
-            except* (Broken, SupervisorError) as errors:
-                # Of an answer that has begun: the server breaks it off.
-                _logger.warning("an answer breaks off: %s", errors.exceptions[0])
-        else:
+            receive, send = exchange.receive, exchange.send
+        try:
             await self._app(scope, receive, send)
+        except* (Broken, SupervisorError) as errors:
+            # Of an answer that has begun: the server breaks it off.
+            _logger.warning("an answer breaks off: %s", errors.exceptions[0])
 
 
 class _Exchange:

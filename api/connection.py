@@ -1,6 +1,10 @@
-"""One connection: bytes between a socket and hypercorn's protocol.
+"""One connection: bytes between a socket and the app, by the plain way or by hypercorn's protocol.
 
-hypercorn's own class for this starts two tasks for every request, for a timer
+Plain requests (see `plain`) are answered by the reading task itself. From the
+first other request on, everything goes through hypercorn's protocol, which then
+may hold the beginning of a message whose rest looks like a request.
+
+hypercorn's own class for a connection starts two tasks for every request, for a timer
 of idle connections, and sends the head and the body of an answer by themselves.
 For requests that take a millisecond that is much of it. Here the timer is the
 deadline of the reading, the head of an answer of known length waits for its
@@ -10,19 +14,29 @@ scheduler.
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol import ProtocolWrapper
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
+from .plain import PlainExchange, understand
+from .protocol import Protocol
+
+_logger = logging.getLogger(__name__)
+
 _READ_BYTES = 64 * 1024
+
+# For the rest of a head that has begun. Heads come in one piece, but for those
+# of clients that want to occupy us.
+_HEAD_SECONDS = 15.0
 
 
 class Connection:
@@ -36,7 +50,7 @@ class Connection:
     """
 
     def __init__(
-        self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+        self, app: ASGIFramework, config: Config, context: WorkerContext, stream: trio.SocketStream
     ) -> None:
         self._app = app
         self._config = config
@@ -45,6 +59,9 @@ class Connection:
         self._reading = trio.CancelScope()
         self._is_idle = True
         self._sending = trio.Lock()
+        self._protocol: Protocol | None = None
+        # What has come while a plain request was being answered.
+        self._ahead = b""
         # The head of an answer, until its body comes.
         self._held = b""
         self._is_head_due = False
@@ -52,35 +69,86 @@ class Connection:
     async def serve(self) -> None:
         """Serve; returns when it has ended. Cancellation ends it, too."""
         sock = self._stream.socket
+        try:
+            self._client = parse_socket_addr(sock.family, sock.getpeername())
+        except OSError:
+            return  # The client has reset it already.
+        self._server = parse_socket_addr(sock.family, sock.getsockname())
+        self._be_idle(True)
         async with TaskGroup() as task_group:
-            self._protocol = ProtocolWrapper(
-                self._app,
-                self._config,
-                self._context,
-                task_group,
-                ConnectionState({}),
-                False,
-                parse_socket_addr(sock.family, sock.getpeername()),
-                parse_socket_addr(sock.family, sock.getsockname()),
-                self._handle,
-                "http/1.1",
-            )
-            await self._protocol.initiate()
-            self._be_idle(True)
-            await self._read()
+            with self._reading, suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+                unusual = await self._answer_plain_requests()
+                if unusual:
+                    await self._leave_to_hypercorn(unusual, task_group)
             # Whoever is still writing an answer learns it from the closed socket.
-            await self._protocol.handle(Closed())
+            if self._protocol is not None:
+                await self._protocol.handle(Closed())
             await self._stream.aclose()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self._is_idle
+
+    @property
+    def ends_at(self) -> float:
+        """When its time is up, on Trio's clock, unless a request comes; infinite during one."""
+        return self._reading.deadline
 
     def end_if_idle(self) -> None:
         """End unless a request is being answered; then it ends after the answer."""
         if self._is_idle:
             self._reading.cancel()
 
-    async def _read(self) -> None:
-        with self._reading, suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+    async def _answer_plain_requests(self) -> bytes:
+        """Answer plain requests until others come, whose bytes are returned; none at the end."""
+        while data := self._ahead or bytes(await self._stream.receive_some(_READ_BYTES)):
+            self._ahead = b""
+            if (request := understand(data)) is None:
+                return data
+            self._be_idle(False)
+            exchange = PlainExchange(request, self._config, self._send, self._wait_until_left)
+            try:
+                scope = exchange.scope(self._client, self._server)
+                await self._app(scope, exchange.receive, exchange.send)
+            except Exception as error:
+                if exchange.has_begun:
+                    _logger.exception("an answer breaks off")
+                else:
+                    await exchange.fail(error)
+            if not exchange.is_complete:
+                await exchange.break_off()
+            if not exchange.is_complete or self._context.terminated.is_set():
+                return b""
+            self._be_idle(True)
+        return b""
+
+    async def _wait_until_left(self) -> None:
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             while data := await self._stream.receive_some(_READ_BYTES):
-                await self._protocol.handle(RawData(bytes(data)))
+                self._ahead += data
+                if len(self._ahead) > _READ_BYTES:
+                    await trio.sleep_forever()  # It may wait for its turn, like everybody.
+
+    async def _leave_to_hypercorn(self, data: bytes, task_group: TaskGroup) -> None:
+        protocol = self._protocol = Protocol(
+            ASGIWrapper(self._app),
+            self._config,
+            self._context,
+            task_group,
+            ConnectionState({}),
+            False,
+            self._client,
+            self._server,
+            self._handle,
+        )
+        await protocol.initiate()
+        while data:
+            await protocol.handle(RawData(data))
+            if self._is_idle and protocol.is_amid_head:
+                head_ends_at = trio.current_time() + _HEAD_SECONDS
+                self._reading.deadline = min(self._reading.deadline, head_ends_at)
+            data = bytes(await self._stream.receive_some(_READ_BYTES))
 
     def _be_idle(self, is_idle: bool) -> None:
         self._is_idle = is_idle
@@ -107,30 +175,35 @@ class Connection:
                 held, self._held = self._held, b""
                 await self._send(held)
             await self._close()
-            await self._protocol.handle(Closed())
+            await self._end()
 
     async def _send(self, data: bytes) -> None:
+        sent = 0
+        if not self._sending.locked():
+            sent = self._send_now(data)
+            if sent == len(data):
+                return
         # Not interrupted: half an event would spoil the rest of the answer.
         # Only the closing of the socket ends it, as the server does it at last.
         with trio.CancelScope(shield=True):
-            try:
-                self._sending.acquire_nowait()
-            except trio.WouldBlock:
-                await self._sending.acquire()
-            try:
-                sent = self._send_now(data)
-                if sent < len(data):
+            async with self._sending:
+                try:
                     await self._stream.send_all(memoryview(data)[sent:])
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                await self._protocol.handle(Closed())
-            finally:
-                self._sending.release()
+                except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                    await self._end()
 
     def _send_now(self, data: bytes) -> int:
         try:
             return os.write(self._stream.socket.fileno(), data)
         except OSError:
             return 0  # Full, or broken, or closed: Trio tells.
+
+    async def _end(self) -> None:
+        if self._protocol is not None:
+            await self._protocol.handle(Closed())
+        # Behind a request that has more bytes after it nobody reads until it
+        # is answered, and so nobody would learn that the socket is closed.
+        self._reading.cancel()
 
     async def _close(self) -> None:
         with suppress(trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -29,7 +29,8 @@ from hypercorn.typing import (
 from supervisor import ProcessSpec, StdinNotWritable, Supervisor
 
 from .asgi import send_whole
-from .problems import BodyTimeout, BodyTooLarge, answer
+from .plain import WHOLE_BODY
+from .problems import BodyIncomplete, BodyTimeout, BodyTooLarge, InvalidHeader, answer
 from .requests import BODY_SECONDS, MAX_JSON_BYTES, Body, check_content_type, decode_json, find_by
 from .schemas import RunRequest
 from .streams import RunBody
@@ -38,6 +39,9 @@ _start_decoder = msgspec.json.Decoder(ProcessSpec)
 _run_decoder = msgspec.json.Decoder(RunRequest)
 _encoder = msgspec.json.Encoder()
 
+Default = TypeVar("Default")
+
+_KEY = re.compile(r"[!-~]{1,255}")
 _JSON = (("content-type", "application/json"),)
 
 
@@ -56,10 +60,11 @@ class Call:
         self._send = send
         self.responded = False
 
-    def header(self, name: bytes) -> str:
-        """The value of a header, or an empty string."""
+    def header(self, name: bytes, default: Default) -> str | Default:
+        """The value of a header, or the default where there is none."""
         return next(
-            (value.decode("latin-1") for key, value in self._scope["headers"] if key == name), ""
+            (value.decode("latin-1") for key, value in self._scope["headers"] if key == name),
+            default,
         )
 
     def query(self, name: str) -> str | None:
@@ -76,7 +81,9 @@ class Call:
 
         Raises: as `requests.read_json`.
         """
-        check_content_type(self.header(b"content-type").partition(";")[0].strip())
+        check_content_type(self.header(b"content-type", "").partition(";")[0].strip())
+        if WHOLE_BODY in self._scope["extensions"]:
+            return decode_json(await self._read_body(), decoder)
         with trio.move_on_after(BODY_SECONDS):
             return decode_json(await self._read_body(), decoder)
         raise BodyTimeout("the body did not come in time")
@@ -86,7 +93,8 @@ class Call:
         while True:
             message = await self._receive()
             if message["type"] != "http.request":
-                return body  # The client has left; its answer will find nobody.
+                # What came may be JSON by chance, and is not what was meant.
+                raise BodyIncomplete("the connection ended before the body did")
             body += message.get("body", b"")
             if len(body) > MAX_JSON_BYTES:
                 raise BodyTooLarge(f"the body is larger than {MAX_JSON_BYTES} bytes")
@@ -175,7 +183,10 @@ Handler = Callable[..., Awaitable[None]]
 
 async def start(supervisor: Supervisor, call: Call) -> None:
     """POST /processes"""
-    process = await supervisor.start(await call.read_json(_start_decoder))
+    key = call.header(b"idempotency-key", None)
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidHeader("an Idempotency-Key is 1 to 255 visible ASCII characters")
+    process = await supervisor.start(await call.read_json(_start_decoder), key=key)
     await call.respond(201, _JSON, _encoder.encode(process.record) + b"\n")
 
 
@@ -197,8 +208,9 @@ async def run(supervisor: Supervisor, call: Call) -> None:
         async with RunBody(process) as frames:
             await call.begin(200, [("content-type", "text/event-stream")])
             async for data in frames:
-                await call.send_body(data, more=True)
-        await call.send_body(b"", more=False)
+                await call.send_body(data, more=not frames.is_over)
+            if not frames.is_over:
+                await call.send_body(b"", more=False)
 
 
 async def write_stdin(supervisor: Supervisor, call: Call, pid_or_name: str) -> None:

@@ -1,22 +1,36 @@
-"""Who may call: the token, and against web pages the Host and the Origin.
+"""Who may call: the token, a Unix socket's peer, and against web pages the Host and the Origin.
 
 A daemon that runs commands for whoever reaches its port must not be reachable
 from a web page. A page can reach a loopback port in two ways: by a request to
 another origin, which browsers mark, and by DNS rebinding, where a name of its
 own comes to mean 127.0.0.1; such a request names that host. With a token
 neither helps a page, since it does not know the token.
+
+On a Unix socket the kernel says as whom the other end has connected. That
+holds whatever has become of the socket's mode and of the directories above.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
+import socket
+import struct
+from collections.abc import Container
 from ipaddress import ip_address
 
+import trio
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
 from .asgi import send_whole
-from .problems import HostRefused, OriginRefused, RequestError, Unauthorized, answer
+from .problems import (
+    HostRefused,
+    OriginRefused,
+    PeerRefused,
+    RequestError,
+    Unauthorized,
+    answer,
+)
 
 # Names, and addresses of both kinds (RFC 3986, section 3.2.2).
 _HOST_NAME = re.compile(r"[a-z0-9._:%-]+")
@@ -43,7 +57,7 @@ class Guard:
         """Serve one request (ASGI)."""
         if scope["type"] in ("http", "websocket"):
             try:
-                self._check(dict(scope["headers"]))
+                self._check(list(scope["headers"]))
             except RequestError as error:
                 if scope["type"] != "http":
                     # ASGI: closing before accepting answers the handshake with 403.
@@ -53,7 +67,8 @@ class Guard:
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, headers: dict[bytes, bytes]) -> None:
+    def _check(self, all_headers: list[tuple[bytes, bytes]]) -> None:
+        headers = dict(all_headers)
         if self._token is not None:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
@@ -65,11 +80,28 @@ class Guard:
                 f"Host {host[:100]!r} is neither an address, localhost, nor under .local; "
                 "use a token to serve under other names"
             )
-        origin = headers.get(b"origin")
-        if origin is not None and origin.decode("latin-1").partition("://")[2] != host:
-            raise OriginRefused("requests from web pages of other origins are refused")
-        if headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
-            raise OriginRefused("requests from web pages of other origins are refused")
+        for name, value in all_headers:
+            if (name == b"origin" and value.decode("latin-1").partition("://")[2] != host) or (
+                name == b"sec-fetch-site" and value in (b"cross-site", b"same-site")
+            ):
+                raise OriginRefused("requests from web pages of other origins are refused")
+
+
+def check_peer(sock: trio.socket.SocketType, allowed: Container[int]) -> None:
+    """Check who is at the other end, if it is a Unix socket; root always may.
+
+    Raises:
+      PeerRefused: it has connected as a user who is not among the `allowed` uids
+        (SO_PEERCRED, unix(7)).
+    """
+    if sock.family != socket.AF_UNIX:
+        return
+    credentials = struct.Struct("iII")  # pid, uid, gid
+    _, uid, _ = credentials.unpack(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    )
+    if uid != 0 and uid not in allowed:
+        raise PeerRefused(f"uid {uid} may not call this daemon")
 
 
 def _is_safe_host(host: str) -> bool:

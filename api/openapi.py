@@ -14,9 +14,13 @@ from .problems import (
     STATUS,
     AmbiguousLength,
     ClientError,
+    HeadTooLarge,
     HostRefused,
     Internal,
+    MalformedHttp,
     OriginRefused,
+    PeerRefused,
+    TooManyConnections,
     Unauthorized,
 )
 from .routes import PREFIX, ROUTES, Route
@@ -31,11 +35,15 @@ from .system import VERSION
 
 _REFERENCE = "#/components/schemas/{name}"
 _ANYWHERE: tuple[ClientError, ...] = (
+    MalformedHttp,
     AmbiguousLength,
     Unauthorized,
     HostRefused,
     OriginRefused,
+    PeerRefused,
+    HeadTooLarge,
     Internal,
+    TooManyConnections,
 )
 _EVENTS: tuple[type[Struct], ...] = (RunStarted, OutputEvent, GapEvent, RunExited)
 _PARAMETERS = {
@@ -76,6 +84,14 @@ _PARAMETERS = {
         "in": "query",
         "description": "At most this many lines.",
         "schema": {"type": "integer", "minimum": 0, "maximum": 10**9},
+    },
+    "Idempotency-Key": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Of the client's choice. A request with the key of an earlier one starts "
+        "nothing, and is answered with the process that that one has started, as long as it is "
+        "remembered.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
     },
     "grace_ms": {
         "name": "grace_ms",
@@ -123,8 +139,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": _responses(route),
     }
     names = re.findall(r"\{(\w+)\}", route.path)
-    if names:
-        parameters = (*names, "handle", *route.query)
+    if parameters := (*names, *(("handle",) if names else ()), *route.parameters):
         operation["parameters"] = [_PARAMETERS[name] for name in parameters]
     if route.request is not None:
         operation["requestBody"] = {"required": True, "content": _content(route.request)}
@@ -166,7 +181,7 @@ def _content(part: type[Struct] | str) -> dict[str, Any]:
 
 
 def page() -> str:
-    """The routes and the error codes as a page of HTML, without scripts."""
+    """The routes, the error codes and what is said in JSON, as a page of HTML without scripts."""
     rows = "".join(
         f"<tr><td><code>{route.method}</code><td><code>{PREFIX}{html.escape(route.path)}</code>"
         f"<td>{html.escape(route.summary)}<td>{_type_name(route.request)}"
@@ -177,6 +192,11 @@ def page() -> str:
         f"<tr><td><code>{error.code}</code><td>{status}"
         f"<td>{html.escape((inspect.getdoc(error) or '').partition(chr(10) * 2)[0])}"
         for error, status in STATUS.items()
+    )
+    schemas = "".join(
+        f"<h3 id={name}>{name}</h3><pre>{html.escape(schema['description'])}</pre>"
+        for name, schema in document()["components"]["schemas"].items()
+        if "description" in schema
     )
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Creche</title>"
@@ -189,11 +209,14 @@ def page() -> str:
         "<h2>Operations</h2><table><tr><th>Method<th>Path<th>What it does<th>Request<th>Answer"
         f"{rows}</table>"
         "<h2>Errors</h2><p>Every error answer is <code>{&quot;error&quot;, &quot;code&quot;}</code>."
-        f"<table><tr><th>Code<th>Status<th>Meaning{errors}</table></html>"
+        f"<table><tr><th>Code<th>Status<th>Meaning{errors}</table>"
+        f"<h2>Requests and answers</h2>{schemas}</html>"
     )
 
 
 def _type_name(part: type[Struct] | str | None) -> str:
     if part is None:
         return ""
-    return f"<code>{html.escape(part if isinstance(part, str) else part.__name__)}</code>"
+    if isinstance(part, str):
+        return f"<code>{html.escape(part)}</code>"
+    return f"<a href=#{part.__name__}><code>{part.__name__}</code></a>"

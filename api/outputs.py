@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 import msgspec
 from quart import Request, Response
 from quart.wrappers.response import DataBody, ResponseBody
@@ -11,6 +9,7 @@ from quart.wrappers.response import DataBody, ResponseBody
 from supervisor import Gap, Line, LineReader, Stream, Supervisor
 from supervisor.chunk import Offsets
 
+from .bodies import LivingBody
 from .requests import find, format_resume, read_number, read_resume
 
 _encoder = msgspec.json.Encoder()
@@ -57,7 +56,7 @@ async def _lines(
     return response
 
 
-class LinesBody(ResponseBody):
+class LinesBody(LivingBody):
     """`OutputLines`, a batch at a time.
 
     A long line is written in the parts in which it is read, so nobody needs it
@@ -88,12 +87,6 @@ class LinesBody(ResponseBody):
         await self._read_part()
         return self._text
 
-    async def __aenter__(self) -> LinesBody:
-        return self
-
-    def __aiter__(self) -> LinesBody:
-        return self
-
     async def __anext__(self) -> bytes:
         if not self._text:
             if self.is_over:
@@ -101,24 +94,6 @@ class LinesBody(ResponseBody):
             await self._read_part()
         text, self._text = self._text, b""
         return text
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    async def convert_to_sequence(self) -> bytes:
-        """Not for a body that may be large."""
-        raise NotImplementedError
-
-    async def make_conditional(
-        self, begin: int, end: int | None, max_partial_size: int | None = None
-    ) -> int:
-        """Not in ranges: there are pages."""
-        raise NotImplementedError
 
     async def _read_part(self) -> None:
         """Add a batch to the text, or all that is left."""

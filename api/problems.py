@@ -31,6 +31,18 @@ class RequestError(Exception):
         self.field = field
 
 
+class MalformedHttp(RequestError):
+    """The bytes are no HTTP/1.1 request, or use a transfer coding other than chunked."""
+
+    code = "MALFORMED_HTTP"
+
+
+class HeadTooLarge(RequestError):
+    """The request line and the headers, or the head of a chunk, are larger than the daemon takes."""
+
+    code = "HEAD_TOO_LARGE"
+
+
 class AmbiguousLength(RequestError):
     """The request has both Content-Length and Transfer-Encoding (RFC 9112, section 6.1)."""
 
@@ -47,6 +59,12 @@ class InvalidRequest(RequestError):
     """The JSON has another shape than documented; `error` names the place."""
 
     code = "INVALID_REQUEST"
+
+
+class InvalidHeader(RequestError):
+    """A header has another form than documented."""
+
+    code = "INVALID_HEADER"
 
 
 class InvalidQuery(RequestError):
@@ -73,6 +91,12 @@ class BodyTooLarge(RequestError):
     code = "BODY_TOO_LARGE"
 
 
+class BodyIncomplete(RequestError):
+    """The connection ended before the JSON body did."""
+
+    code = "BODY_INCOMPLETE"
+
+
 class BodyTimeout(RequestError):
     """The JSON body did not come in time."""
 
@@ -95,6 +119,18 @@ class OriginRefused(RequestError):
     """A browser sent the request for a page of another origin."""
 
     code = "ORIGIN_REFUSED"
+
+
+class PeerRefused(RequestError):
+    """The process at the other end of the Unix socket runs as a user that may not call."""
+
+    code = "PEER_REFUSED"
+
+
+class TooManyConnections(RequestError):
+    """All connections that the daemon takes are answering requests; try again."""
+
+    code = "TOO_MANY_CONNECTIONS"
 
 
 class RouteNotFound(RequestError):
@@ -122,20 +158,26 @@ class Broken(Exception):
 ClientError = type[RequestError] | type[supervisor.SupervisorError]
 
 STATUS: dict[ClientError, int] = {
+    MalformedHttp: 400,
     AmbiguousLength: 400,
     MalformedJson: 400,
+    InvalidHeader: 400,
     InvalidQuery: 400,
     Unauthorized: 401,
     HostRefused: 403,
     OriginRefused: 403,
+    PeerRefused: 403,
     RouteNotFound: 404,
     MethodNotAllowed: 405,
+    BodyIncomplete: 400,
     BodyTimeout: 408,
     BodyTooLarge: 413,
     UnsupportedMediaType: 415,
     RangeNotSatisfiable: 416,
     InvalidRequest: 422,
+    HeadTooLarge: 431,
     Internal: 500,
+    TooManyConnections: 503,
     supervisor.SpecError: 400,
     supervisor.NulByte: 400,
     supervisor.InvalidText: 400,
@@ -161,6 +203,7 @@ STATUS: dict[ClientError, int] = {
     supervisor.SupervisorClosed: 503,
     supervisor.ProcessNotFound: 404,
     supervisor.PidReused: 409,
+    supervisor.KeyReused: 409,
     supervisor.ProcessNotRunning: 400,
     supervisor.InvalidSignal: 400,
     supervisor.StdinNotWritable: 400,

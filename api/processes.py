@@ -1,4 +1,4 @@
-"""Handlers that answer at once: list, delete, signal, stdin/close, freeze and usage."""
+"""Handlers that answer at once: delete, signal, stdin/close, freeze and usage."""
 
 from __future__ import annotations
 
@@ -6,24 +6,14 @@ import msgspec
 from quart import Request, Response
 from quart.wrappers.response import DataBody
 
-from supervisor import Process, Supervisor
+from supervisor import Supervisor
 
+from .lists import describe_usage
 from .requests import find, read_json, read_number
-from .schemas import (
-    ProcessList,
-    ProcessUsage,
-    SignalRequest,
-    Success,
-    UsageList,
-)
+from .schemas import SignalRequest, Success
 
 _encoder = msgspec.json.Encoder()
 _signal_decoder = msgspec.json.Decoder(SignalRequest)
-
-
-async def list_all(supervisor: Supervisor, request: Request) -> Response:
-    """GET /processes"""
-    return json_response(ProcessList([process.record for process in supervisor.processes()]))
 
 
 async def delete(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
@@ -64,17 +54,7 @@ async def thaw(supervisor: Supervisor, request: Request, pid_or_name: str) -> Re
 
 async def usage(supervisor: Supervisor, request: Request, pid_or_name: str) -> Response:
     """GET /processes/{pid_or_name}/usage"""
-    return json_response(_usage(find(supervisor, request, pid_or_name)))
-
-
-async def usage_of_all(supervisor: Supervisor, request: Request) -> Response:
-    """GET /usage"""
-    running = [process for process in supervisor.processes() if process.status == "running"]
-    return json_response(UsageList([_usage(process) for process in running]))
-
-
-def _usage(process: Process) -> ProcessUsage:
-    return ProcessUsage(process.handle, process.pid, process.usage, process.oom_kills)
+    return json_response(describe_usage(find(supervisor, request, pid_or_name)))
 
 
 def json_response(body: msgspec.Struct, status: int = 200) -> Response:

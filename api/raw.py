@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from types import TracebackType
 
 import msgspec
 from quart import Request, Response
@@ -12,6 +11,7 @@ from quart.wrappers.response import DataBody, ResponseBody
 
 from supervisor import Chunk, Cursor, OutputLog, Stream, Supervisor
 
+from .bodies import LivingBody
 from .problems import Broken, InvalidQuery, RangeNotSatisfiable
 from .requests import find, read_flag, read_number
 
@@ -96,7 +96,7 @@ def _response(request: Request, body: ResponseBody, status: int, content_type: s
     return response
 
 
-class _ChunkBody(ResponseBody):
+class _ChunkBody(LivingBody):
     """A body that reads a cursor to its end, or to its own."""
 
     _cursor: Cursor
@@ -113,20 +113,6 @@ class _ChunkBody(ResponseBody):
     @abstractmethod
     def end(self) -> bytes:
         """What comes after the last chunk, once; may be empty."""
-
-    async def __aenter__(self) -> _ChunkBody:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def __aiter__(self) -> _ChunkBody:
-        return self
 
     async def __anext__(self) -> bytes:
         while not self.is_complete and (chunks := await self._cursor.read(_BATCH_BYTES)):

@@ -9,7 +9,7 @@ from msgspec import Struct
 import supervisor
 from supervisor import ProcessRecord, ProcessSpec
 
-from . import direct, outputs, problems, processes, raw, streams, system
+from . import direct, lists, outputs, problems, processes, raw, streams, system
 from .schemas import (
     Health,
     Info,
@@ -34,7 +34,7 @@ class Route(Struct, frozen=True, kw_only=True):
       handler: an async function; of the supervisor, the request and the path's
         parameters, or for a direct route of the supervisor and the call.
       direct: whether it is served in front of Quart.
-      query: names of its parameters in the query, besides `handle`.
+      parameters: names of its parameters in query and header, besides `handle`.
       request: the struct of the JSON body, or the media type of another body.
       status: of success.
       response: the struct of the JSON answer, a media type, or None for no body.
@@ -46,7 +46,7 @@ class Route(Struct, frozen=True, kw_only=True):
     summary: str
     handler: Any
     direct: bool = False
-    query: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
     request: type[Struct] | str | None = None
     status: int = 200
     response: type[Struct] | str | None = None
@@ -62,6 +62,7 @@ _JSON = (
     problems.UnsupportedMediaType,
     problems.InvalidRequest,
     problems.BodyTooLarge,
+    problems.BodyIncomplete,
     problems.BodyTimeout,
 )
 _FIND = (supervisor.ProcessNotFound, supervisor.PidReused, problems.InvalidQuery)
@@ -78,13 +79,14 @@ ROUTES = (
         request=ProcessSpec,
         status=201,
         response=ProcessRecord,
-        errors=_JSON + _LAUNCH,
+        parameters=("Idempotency-Key",),
+        errors=(*_JSON, *_LAUNCH, problems.InvalidHeader, supervisor.KeyReused),
     ),
     Route(
         method="GET",
         path="/processes",
         summary="List all remembered processes",
-        handler=processes.list_all,
+        handler=lists.list_all,
         response=ProcessList,
     ),
     Route(
@@ -111,7 +113,7 @@ ROUTES = (
         path=_ONE,
         summary="Kill a process and its whole tree, and answer when it is dead",
         handler=processes.delete,
-        query=("grace_ms",),
+        parameters=("grace_ms",),
         status=204,
         errors=_FIND,
     ),
@@ -170,7 +172,7 @@ ROUTES = (
         method="GET",
         path="/usage",
         summary="What every running process has used",
-        handler=processes.usage_of_all,
+        handler=lists.usage_of_all,
         response=UsageList,
     ),
     Route(
@@ -178,7 +180,7 @@ ROUTES = (
         path=_ONE + "/stdout",
         summary="The lines of stdout so far",
         handler=outputs.stdout,
-        query=("from", "tail", "limit"),
+        parameters=("from", "tail", "limit"),
         response=OutputLines,
         errors=_FIND,
     ),
@@ -187,7 +189,7 @@ ROUTES = (
         path=_ONE + "/stderr",
         summary="The lines of stderr so far",
         handler=outputs.stderr,
-        query=("from", "tail", "limit"),
+        parameters=("from", "tail", "limit"),
         response=OutputLines,
         errors=_FIND,
     ),
@@ -196,7 +198,7 @@ ROUTES = (
         path=_ONE + "/output",
         summary="The lines of both streams so far, in arrival order",
         handler=outputs.output,
-        query=("from", "tail", "limit"),
+        parameters=("from", "tail", "limit"),
         response=OutputLines,
         errors=_FIND,
     ),
@@ -205,7 +207,7 @@ ROUTES = (
         path=_ONE + "/stdout/follow",
         summary="Follow stdout from its beginning to the process's end",
         handler=streams.follow_stdout,
-        query=("from", "tail"),
+        parameters=("from", "tail"),
         response=_EVENTS,
         errors=_FIND,
     ),
@@ -214,7 +216,7 @@ ROUTES = (
         path=_ONE + "/stderr/follow",
         summary="Follow stderr from its beginning to the process's end",
         handler=streams.follow_stderr,
-        query=("from", "tail"),
+        parameters=("from", "tail"),
         response=_EVENTS,
         errors=_FIND,
     ),
@@ -223,7 +225,7 @@ ROUTES = (
         path=_ONE + "/output/follow",
         summary="Follow both streams, in arrival order",
         handler=streams.follow_output,
-        query=("from", "tail"),
+        parameters=("from", "tail"),
         response=_EVENTS,
         errors=_FIND,
     ),
@@ -232,7 +234,7 @@ ROUTES = (
         path=_ONE + "/stdout/raw",
         summary="The exact bytes of stdout; takes Range",
         handler=raw.stdout_raw,
-        query=("follow",),
+        parameters=("follow",),
         response=raw.RAW,
         errors=(*_FIND, problems.RangeNotSatisfiable),
     ),
@@ -241,7 +243,7 @@ ROUTES = (
         path=_ONE + "/stderr/raw",
         summary="The exact bytes of stderr; takes Range",
         handler=raw.stderr_raw,
-        query=("follow",),
+        parameters=("follow",),
         response=raw.RAW,
         errors=(*_FIND, problems.RangeNotSatisfiable),
     ),
@@ -250,7 +252,7 @@ ROUTES = (
         path=_ONE + "/output/raw",
         summary="The exact bytes of both streams, in arrival order; takes Range",
         handler=raw.output_raw,
-        query=("follow",),
+        parameters=("follow",),
         response=raw.RAW,
         errors=(*_FIND, problems.RangeNotSatisfiable),
     ),
@@ -259,7 +261,7 @@ ROUTES = (
         path=_ONE + "/output/frames",
         summary="Both streams as MessagePack arrays of position, timestamp, stream and bytes",
         handler=raw.output_frames,
-        query=("from", "follow"),
+        parameters=("from", "follow"),
         response=raw.FRAMES,
         errors=_FIND,
     ),

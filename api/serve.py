@@ -6,15 +6,20 @@ import gc
 import logging
 import os
 import signal
+import stat
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import msgspec
 import trio
 
 from supervisor import StateDirUnusable, Supervisor, open_supervisor
 
 from .app import create_app
 from .logs import configure_logging
+from .protection import Inherited, protect
+from .restart import restart, take_listener
 from .server import Server
 from .settings import Settings, SettingsError, parse_settings
 from .system import VERSION
@@ -22,10 +27,18 @@ from .system import VERSION
 _logger = logging.getLogger("creche")
 
 _SWITCH_SECONDS = 0.0005
+# Before it executes itself anew. Most answers take a few ms; the others are streams.
+_ANSWERING_SECONDS = 0.3
+# One takes some eight. They are not to take up what little there is.
+_DESCRIPTORS_PER_PARKED_LAUNCHER = 32
 
 
 async def serve(
-    settings: Settings, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    inherited: Inherited | None = None,
+    listener: int | None = None,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then drain and return.
 
@@ -33,19 +46,37 @@ async def serve(
     period SIGKILL, followers get everything up to the end, and only then are
     the connections closed. A second signal ends the grace period.
 
+    On SIGUSR2, execute this program anew, if its processes survive that: requests
+    are answered, streams break off where they are, and everything goes on in the
+    next one. Never returns then.
+
+    Args:
+      settings: the settings.
+      inherited: what the daemon was started as, for a next one.
+      listener: a socket that listens already, from an earlier one.
+
     Reports the addresses it listens on, once it does.
 
     Raises:
       OSError: the address cannot be bound.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    handled = [signal.SIGTERM, signal.SIGINT]
+    if settings.supervisor.survives and inherited is not None:
+        handled.append(signal.SIGUSR2)
+    with trio.open_signal_receiver(*handled) as signals:
         async with open_supervisor(settings.supervisor) as supervisor:
             app = create_app(
                 supervisor,
                 token=settings.token,
                 any_host=settings.insecure or settings.on_unix_socket,
             )
-            server = Server(app, settings.bind)
+            server = Server(
+                app,
+                settings.bind,
+                max_connections=settings.max_connections,
+                peers=settings.peers,
+                listener=listener,
+            )
             async with trio.open_nursery() as nursery:
                 addresses = await nursery.start(server.serve)
                 _logger.info("serving", extra={"addresses": addresses, "version": VERSION})
@@ -54,7 +85,10 @@ async def serve(
                 gc.collect()
                 gc.freeze()
                 task_status.started(addresses)
-                await anext(signals)
+                if await anext(signals) == signal.SIGUSR2:
+                    assert inherited is not None
+                    _logger.info("restarting", extra={"running": supervisor.running})
+                    restart(await server.hand_over(_ANSWERING_SECONDS), inherited)
                 _logger.info("stopping", extra={"running": supervisor.running})
                 async with trio.open_nursery() as draining:
                     draining.start_soon(_cut_short, signals, draining.cancel_scope)
@@ -76,10 +110,37 @@ def _warn_of_missing_cgroups(supervisor: Supervisor) -> None:
         )
 
 
+def _warn_of_readable_token(path: Path | None) -> None:
+    if path is not None and path.stat().st_mode & stat.S_IROTH:
+        _logger.warning(
+            "the token file %s can be read by every user, and so by processes that run as one; "
+            "chmod it to 600",
+            path,
+        )
+
+
 async def _cut_short(signals: AsyncIterator[int], grace: trio.CancelScope) -> None:
     await anext(signals)
     _logger.warning("second signal: killing what is left")
     grace.cancel()
+
+
+def _with_inherited(settings: Settings, inherited: Inherited) -> Settings:
+    """The same, with processes starting as the daemon was started where the settings say nothing."""
+    config = settings.supervisor
+    _, descriptors = inherited.descriptor_limits
+    return msgspec.structs.replace(
+        settings,
+        supervisor=msgspec.structs.replace(
+            config,
+            umask=inherited.umask if config.umask is None else config.umask,
+            oom_score_adj=inherited.oom_score_adj,
+            descriptor_limits=inherited.descriptor_limits,
+            parked_launchers=min(
+                config.parked_launchers, descriptors // _DESCRIPTORS_PER_PARKED_LAUNCHER
+            ),
+        ),
+    )
 
 
 def main() -> int:
@@ -90,13 +151,17 @@ def main() -> int:
         print(f"creche: {error}", file=sys.stderr)
         return 2
     configure_logging(settings.log_level)
+    listener = take_listener(os.environ)
+    inherited = protect()
+    settings = _with_inherited(settings, inherited)
+    _warn_of_readable_token(settings.token_file)
     # A thread that pours a flood to disk gives the interpreter up at each system
     # call, and gets it back from a busy event loop only after this time; 5 ms,
     # Python's own choice, would slow it 80-fold.
     sys.setswitchinterval(_SWITCH_SECONDS)
     status = 0
     try:
-        trio.run(serve, settings)
+        trio.run(serve, settings, inherited, listener)
     except* StateDirUnusable as errors:
         _logger.error(
             "%s; give another --state-dir, or an empty one to keep all in memory",

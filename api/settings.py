@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -15,9 +16,13 @@ from msgspec import Struct
 
 from supervisor import OutputLimits, OutputPolicy, Retention, SupervisorConfig, SupervisorError
 from supervisor.accounts import exists, look_up
+from supervisor.spec import is_umask
+
+from .environment import environment_of_children
 
 _CONTRACT_USER = "tl-user"
 _PARKED_LAUNCHERS = 8
+_MAX_CONNECTIONS = 10_000
 
 
 class SettingsError(Exception):
@@ -30,6 +35,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     Attributes:
       bind: `host:port` or `unix:path`.
       token: what requests must bear, or None.
+      token_file: where that was read.
+      peers: uids that may call on a Unix socket besides root, or None for the
+        daemon's own alone.
+      max_connections: how many connections there may be.
       insecure: whether callers that cannot be told apart are wanted all the same.
       log_level: name of the least level that is logged.
       supervisor: the settings of the supervisor.
@@ -37,6 +46,9 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     bind: str
     token: bytes | None
+    token_file: Path | None
+    peers: frozenset[int] | None
+    max_connections: int
     insecure: bool
     log_level: str
     supervisor: SupervisorConfig
@@ -62,6 +74,9 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     settings = Settings(
         bind=options.bind,
         token=token,
+        token_file=options.token_file,
+        peers=_peers(options.socket_users),
+        max_connections=options.max_connections,
         insecure=options.insecure,
         log_level=options.log_level.upper(),
         supervisor=SupervisorConfig(
@@ -80,10 +95,19 @@ def parse_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> 
                 policy=options.output_policy,
             ),
             state_dir=options.state_dir,
+            survives=options.state_dir is not None,
+            environment=environment_of_children(environment, options.pass_environment),
+            umask=options.umask,
+            no_new_privs=options.no_new_privs,
             grace_seconds=options.grace_seconds,
             parked_launchers=options.parked_launchers,
+            # Nobody else would take them in.
+            subreaper=options.subreaper or os.getpid() == 1,
+            sole_parent=True,
         ),
     )
+    if settings.peers is not None and not settings.on_unix_socket:
+        raise SettingsError(f"--socket-users means a Unix socket, and {settings.bind} is none")
     if token is None and not settings.insecure and not _is_private(settings):
         raise SettingsError(
             f"{settings.bind} can be reached from other machines: "
@@ -104,10 +128,15 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the daemon", allow_abbrev=False)
 
     def option(name: str, kind: Callable[[str], object], default: object, text: str) -> None:
-        variable = "CRECHE_" + name.removeprefix("--").replace("-", "_").upper()
+        variable = _variable(name)
         serve.add_argument(
             name, type=kind, default=environment.get(variable, default), help=f"{text} [{variable}]"
         )
+
+    def flag(name: str, text: str) -> None:
+        variable = _variable(name)
+        default = _is_true(environment.get(variable, ""), variable)
+        serve.add_argument(name, action="store_true", default=default, help=f"{text} [{variable}]")
 
     retention = Retention()
     config = SupervisorConfig()
@@ -115,11 +144,38 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--bind", str, "127.0.0.1:9501", "host:port or unix:path (default 127.0.0.1:9501)")
     option("--token-file", Path, None, "file whose content every request must bear as a token")
     option(
+        "--socket-users",
+        str,
+        "",
+        "users who may call on a Unix socket besides root and the daemon's own, by names or uids "
+        "with commas in between; the socket's mode lets everyone connect then, and the others "
+        "are refused (default: none)",
+    )
+    option(
+        "--max-connections",
+        _positive,
+        _MAX_CONNECTIONS,
+        "connections at a time, of which the longest idle gives way to one more (%(default)s)",
+    )
+    option(
         "--default-user",
         str,
         None,
         f"user of processes that name none (default: {_CONTRACT_USER} where that account exists "
         "and the daemon is root, else the daemon's own)",
+    )
+    option(
+        "--pass-environment",
+        _names,
+        (),
+        "more of the daemon's variables that processes get, with commas in between; * stands "
+        "for anything (default: PATH, LANG, LANGUAGE, LC_* and TZ alone)",
+    )
+    option(
+        "--umask",
+        _umask,
+        None,
+        "umask of processes, in octal (default: that which the daemon was started with)",
     )
     option("--retain-count", _count, retention.count, "finished processes to keep (%(default)s)")
     option(
@@ -138,7 +194,7 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "--state-dir",
         _directory,
         _state_dir(environment),
-        "where large outputs are kept, for this daemon alone; empty for none (%(default)s)",
+        "where outputs and records are kept, for this daemon alone; empty for none (%(default)s)",
     )
     option(
         "--output-memory-bytes",
@@ -192,13 +248,17 @@ def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
         "launches kept prepared, to make starts quicker (%(default)s)",
     )
     option("--log-level", _log_level, "info", "debug, info, warning or error (%(default)s)")
-    serve.add_argument(
-        "--insecure",
-        action="store_true",
-        default=_is_true(environment.get("CRECHE_INSECURE", "")),
-        help="serve other machines without a token [CRECHE_INSECURE]",
+    flag("--no-new-privs", "let no process gain privileges, such as by sudo")
+    flag("--insecure", "serve other machines without a token")
+    flag(
+        "--subreaper",
+        "take in the orphans that processes leave, and reap them; always so as PID 1",
     )
     return parser
+
+
+def _variable(option: str) -> str:
+    return "CRECHE_" + option.removeprefix("--").replace("-", "_").upper()
 
 
 def _count(text: str) -> int:
@@ -222,6 +282,16 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
+def _umask(text: str) -> str:
+    if not is_umask(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not octal, such as 022")
+    return text
+
+
 def _directory(text: str) -> Path | None:
     return Path(text) if text else None
 
@@ -239,13 +309,13 @@ def _log_level(text: str) -> str:
     return text
 
 
-def _is_true(text: str) -> bool:
+def _is_true(text: str, variable: str) -> bool:
     match text.lower():
         case "" | "0" | "false" | "no" | "off":
             return False
         case "1" | "true" | "yes" | "on":
             return True
-    raise SettingsError(f"CRECHE_INSECURE={text!r} is neither true nor false")
+    raise SettingsError(f"{variable}={text!r} is neither true nor false")
 
 
 def _check_address(bind: str) -> None:
@@ -264,6 +334,21 @@ def _read_token(path: Path) -> bytes:
     if not token:
         raise SettingsError(f"the token file {path} is empty")
     return token
+
+
+def _peers(users: str) -> frozenset[int] | None:
+    if not users:
+        return None
+    return frozenset({os.geteuid(), *(_uid(user.strip()) for user in users.split(","))})
+
+
+def _uid(user: str) -> int:
+    if re.fullmatch("[0-9]{1,10}", user, re.ASCII):
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise SettingsError(f"--socket-users: there is no user {user!r}") from None
 
 
 def _default_user(wanted: str | None) -> str | None:

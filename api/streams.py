@@ -13,10 +13,11 @@ import msgspec
 import trio
 from msgspec import UNSET
 from quart import Request, Response
-from quart.wrappers.response import DataBody, ResponseBody
+from quart.wrappers.response import DataBody
 
 from supervisor import Gap, Line, LineReader, Offsets, Process, Stream, Supervisor
 
+from .bodies import LivingBody
 from .requests import find, read_resume
 from .schemas import GapEvent, OutputEvent, RunExited, RunStarted
 
@@ -65,7 +66,7 @@ async def _follow(
     return response
 
 
-class EventStream(ResponseBody):
+class EventStream(LivingBody):
     """A body of server-sent events: the lines of one reader between a first and a last frame."""
 
     def __init__(self, reader: LineReader) -> None:
@@ -75,6 +76,11 @@ class EventStream(ResponseBody):
         self._over = False
         self._burst_began = 0.0
         self._burst_events = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything has been handed out, and need not be waited for."""
+        return self._over and not self._pieces and not self._is_burst
 
     def first_frame(self) -> bytes:
         """What is sent before any output; may be empty."""
@@ -91,17 +97,6 @@ class EventStream(ResponseBody):
     async def __aenter__(self) -> EventStream:
         if first := self.first_frame():
             self._pieces = [first]
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
-
-    def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> bytes:
@@ -135,19 +130,13 @@ class EventStream(ResponseBody):
             self._burst_events = 0
         self._burst_events += events
 
+    @property
+    def _is_burst(self) -> bool:
+        return self._burst_events > _BURST_EVENTS
+
     async def _linger(self) -> None:
-        if self._burst_events > _BURST_EVENTS:
+        if self._is_burst:
             await trio.sleep(_LINGER_SECONDS)
-
-    async def convert_to_sequence(self) -> bytes:
-        """Not for a body that lasts: the framework would gather it for HEAD or conditionals."""
-        raise NotImplementedError
-
-    async def make_conditional(
-        self, begin: int, end: int | None, max_partial_size: int | None = None
-    ) -> int:
-        """Events have no ranges."""
-        raise NotImplementedError
 
 
 class FollowBody(EventStream):
