@@ -14,7 +14,7 @@ import trio
 from api import Server, create_app
 from supervisor import Supervisor, SupervisorConfig, open_supervisor
 
-from .kernel import children, descriptors
+from .kernel import children, descriptors, supervisors_cgroups
 
 # A net under every wait in a test, far above anything that is expected.
 PATIENCE_SECONDS = 60.0
@@ -22,13 +22,18 @@ PATIENCE_SECONDS = 60.0
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_over() -> Iterator[None]:
-    """Descriptors, threads and children are the same before and after every test."""
+    """Every test leaves no child, zombie or alive, and the descriptors, threads and cgroups as they were.
+
+    Trio's tasks cannot outlive a test: it is a `trio.run` of its own.
+    """
     before = descriptors()
     threads = _threads()
+    cgroups = supervisors_cgroups()
     yield
     assert children() == set()
     assert descriptors() == before
     assert _threads() == threads
+    assert supervisors_cgroups() <= cgroups
 
 
 def _threads() -> set[str]:

@@ -1,9 +1,16 @@
-"""What the kernel says, independently of the code under test."""
+"""What the kernel and Trio say, independently of the code under test."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
+
+import trio
+
+from supervisor.cgroups.mounts import find_own_cgroups
 
 
 class Entry(NamedTuple):
@@ -34,7 +41,15 @@ def processes() -> list[Entry]:
 
 def children() -> set[int]:
     """The pids of this process's children, zombies included."""
-    return {entry.pid for entry in processes() if entry.parent == os.getpid()}
+    found: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        # Without it, the thread has ended, and its children are the first one's now.
+        with (
+            suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/self/task/{thread}/children", "rb") as file,
+        ):
+            found.update(map(int, file.read().split()))
+    return found
 
 
 def running_with(argument: str) -> set[int]:
@@ -55,3 +70,47 @@ def descriptors() -> dict[int, str]:
         except FileNotFoundError:
             continue  # The descriptor that listed the directory.
     return found
+
+
+def supervisors_cgroups() -> set[Path]:
+    """The cgroups for the units of supervisors, below that of this process."""
+    own = find_own_cgroups().unified
+    if own is None:
+        return set()
+    base = Path(own)
+    if base.name == "creche-daemon":
+        base = base.parent
+    return {base / name for name in os.listdir(base) if name.startswith("creche-")} - {
+        base / "creche-daemon"
+    }
+
+
+def end_cgroups_of_the_dead(cgroups: set[Path]) -> None:
+    """Kill and remove what killed supervisors have left, as the next one would; waits for a living one."""
+    for cgroup in cgroups:
+        try:
+            descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        try:
+            # A child that is between fork and exec still has the lock.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            (cgroup / "cgroup.kill").write_text("1")
+            while "populated 1" in (cgroup / "cgroup.events").read_text():
+                os.sched_yield()
+            for path, _, _ in os.walk(cgroup, topdown=False):
+                os.rmdir(path)
+        except FileNotFoundError:
+            continue  # Another supervisor has done it.
+        finally:
+            os.close(descriptor)
+
+
+def trio_tasks() -> int:
+    """How many Trio tasks there are."""
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    todo = [root]
+    for task in todo:
+        todo += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return len(todo)

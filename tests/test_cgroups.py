@@ -30,12 +30,13 @@ from supervisor import (
 from supervisor.cgroups.mounts import find_own_cgroups
 
 from .conftest import PATIENCE_SECONDS
+from .heavy import amount
 from .kernel import children, running_with
 from .test_process import first_line, sh
 
 MIB = 1024 * 1024
-_LIVE = int(os.environ.get("CRECHE_TEST_LIVE_PROCESSES", "5000"))
-_REPETITIONS = int(os.environ.get("CRECHE_TEST_REPETITIONS", "1000"))
+_LIVE = int(os.environ.get("CRECHE_TEST_LIVE_PROCESSES", amount(2000, heavy=5000)))
+_REPETITIONS = int(os.environ.get("CRECHE_TEST_REPETITIONS", amount(300, heavy=1000)))
 
 
 def hog(limit_mib: int = 16) -> ProcessSpec:
@@ -288,7 +289,7 @@ async def test_usage_counts_descendants(supervisor: Supervisor) -> None:
     assert usage.page_faults > 1000
 
 
-async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
+async def test_many_starts_with_a_limit_each_leave_no_cgroup() -> None:
     async with open_supervisor() as supervisor:
         limiter = trio.CapacityLimiter(8)
 
@@ -299,7 +300,7 @@ async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
                 assert result.exit_code == 0
 
         async with trio.open_nursery() as nursery:
-            for number in range(min(2000, 2 * _REPETITIONS)):
+            for number in range(2 * _REPETITIONS):
                 nursery.start_soon(run, number)
         # One for the units in each hierarchy, and in it the few fresh ones in stock.
         units = units_of(supervisor.name)
@@ -311,7 +312,7 @@ async def test_two_thousand_starts_with_a_limit_each_leave_no_cgroup() -> None:
     assert units_of(supervisor.name) == set()
 
 
-async def test_five_thousand_live_processes_cost_no_thread_and_leave_no_cgroup() -> None:
+async def test_thousands_of_live_processes_cost_no_thread_and_leave_no_cgroup() -> None:
     threads = threading.active_count()
     # Three descriptors each: this fits into the usual hard limit of 20,000.
     spec = ProcessSpec(command="sleep", args=("1000",), stderr_mode="discard")

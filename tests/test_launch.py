@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +16,12 @@ import pytest
 import trio
 
 import supervisor as creche
-from supervisor import ProcessSpec, Supervisor, open_supervisor
+from supervisor import ProcessSpec, Supervisor, launch, open_supervisor
+from supervisor.launch import Launcher
+from supervisor.leader import Leader
+from supervisor.reaper import Children
+
+from .kernel import children as all_children
 
 
 async def _failure(supervisor: Supervisor, spec: ProcessSpec) -> creche.SupervisorError:
@@ -223,6 +231,35 @@ async def test_a_launcher_that_is_killed_before_exec_is_no_start(supervisor: Sup
         spec = ProcessSpec(command=command, limits=creche.Limits(memory_bytes=4096))
         error = await _failure(supervisor, spec)
         assert type(error) is creche.KilledBeforeExec
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+async def test_one_that_is_killed_before_it_is_a_launcher_is_no_start() -> None:
+    children = Children()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with theirs:
+        ours.setblocking(False)
+        pid = os.fork()
+        if not pid:
+            while True:
+                signal.pause()
+        launcher = Launcher(Leader(pid, os.pidfd_open(pid), children), ours.detach())
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(creche.KilledBeforeExec):
+        await launcher.carry_out(b"orders", ProcessSpec(command="true"))
+    assert pid not in children
+    assert pid not in all_children()
+
+
+async def test_an_installation_that_is_being_replaced_stops_no_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = shutil.copy(launch._LAUNCHER, tmp_path)
+    monkeypatch.setattr(launch, "_LAUNCHER", installed)
+    async with open_supervisor() as supervisor:
+        os.unlink(installed)
+        result = await supervisor.run(ProcessSpec(command="cat", args=("/proc/self/comm",)))
+        assert result.stdout == b"cat\n"
 
 
 async def test_a_program_may_have_the_launchers_name(

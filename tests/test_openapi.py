@@ -17,14 +17,18 @@ from api import openapi
 from api.problems import (
     STATUS,
     AmbiguousLength,
+    HeadTooLarge,
     HostRefused,
     Internal,
+    MalformedHttp,
     OriginRefused,
+    PeerRefused,
     RequestError,
+    TooManyConnections,
     Unauthorized,
 )
 from api.routes import PREFIX, ROUTES, Route
-from supervisor import OutputLimits, SupervisorConfig, SupervisorError, errors
+from supervisor import OutputLimits, ProcessRecord, SupervisorConfig, SupervisorError, errors
 
 from .conftest import Daemon
 from .wire import parse_events
@@ -115,7 +119,17 @@ ANYWHERE = set.intersection(
 
 
 def test_what_may_come_anywhere_is_documented_everywhere() -> None:
-    errors = {Unauthorized, HostRefused, OriginRefused, AmbiguousLength, Internal}
+    errors = {
+        MalformedHttp,
+        AmbiguousLength,
+        Unauthorized,
+        HostRefused,
+        OriginRefused,
+        PeerRefused,
+        HeadTooLarge,
+        Internal,
+        TooManyConnections,
+    }
     assert {(error.code, STATUS[error]) for error in errors} == ANYWHERE
 
 
@@ -128,7 +142,10 @@ def test_every_route_is_documented(route: Route) -> None:
     own = {(error.code, STATUS[error]) for error in route.errors}
     assert documented_errors(operation) == own | ANYWHERE
     parameters = {parameter["name"] for parameter in operation.get("parameters", [])}
-    expected_parameters = {*route.query, *(("pid_or_name", "handle") if "{" in route.path else ())}
+    expected_parameters = {
+        *route.parameters,
+        *(("pid_or_name", "handle") if "{" in route.path else ()),
+    }
     assert parameters == expected_parameters
 
 
@@ -186,7 +203,13 @@ def test_every_error_class_has_a_status_and_a_code_of_its_own() -> None:
 
 def test_only_where_nothing_has_happened_may_a_client_try_again() -> None:
     again = {error.code for error, status in STATUS.items() if status in (502, 503, 504)}
-    assert again == {"OUT_OF_PROCESSES", "OUT_OF_DESCRIPTORS", "OUT_OF_MEMORY", "SHUTTING_DOWN"}
+    assert again == {
+        "OUT_OF_PROCESSES",
+        "OUT_OF_DESCRIPTORS",
+        "OUT_OF_MEMORY",
+        "SHUTTING_DOWN",
+        "TOO_MANY_CONNECTIONS",
+    }
 
 
 def test_the_page_lists_every_route_and_every_code() -> None:
@@ -201,10 +224,18 @@ def test_the_page_lists_every_route_and_every_code() -> None:
         assert row[2].endswith(".")
 
 
+def test_the_page_says_what_every_field_means() -> None:
+    page = openapi.page()
+    for link in Page(page).links:
+        assert not link.startswith("#") or f"<h3 id={link[1:]}>" in page
+    for field in ProcessRecord.__struct_fields__:
+        assert f"{field}: " in page
+
+
 def test_the_page_loads_nothing() -> None:
     page = Page(openapi.page())
     assert not {"script", "img", "link", "iframe", "form", "object"} & set(page.tags)
-    assert page.links == [f"{PREFIX}/openapi.json"]
+    assert [link for link in page.links if not link.startswith("#")] == [f"{PREFIX}/openapi.json"]
     assert "url(" not in openapi.page()
 
 

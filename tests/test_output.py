@@ -26,6 +26,9 @@ from supervisor import (
 )
 from supervisor.chunk import STREAMS
 from supervisor.cursor import Cursor
+from supervisor.spill import Take
+
+from .pipes import pipe_with
 
 LIMITS = OutputLimits(
     memory_bytes=3000, unspilled_bytes=7000, log_bytes=30_000, total_memory_bytes=12_000
@@ -137,30 +140,33 @@ class LogModel(RuleBasedStateMachine):
         sizes=st.lists(st.integers(1, 700), max_size=4),
         works=st.sampled_from([0, 0, 0, errno.EIO, errno.ENOSPC]),
         after=st.integers(0, 2),
+        outlives=st.booleans(),
     )
-    def settle(self, sizes: list[int], works: int, after: int) -> None:
+    def settle(self, sizes: list[int], works: int, after: int, outlives: bool) -> None:
         """Spill, and what comes meanwhile too; with the disk failing after some writes."""
         left = [("stdout" if size % 2 else "stderr", size) for size in sizes]
+        self.store.disk.outlives = outlives
 
-        def source() -> list[tuple[Stream, bytes, int]]:
+        def source(take: Take) -> int:
             if not left:
-                return []
+                return 0
             name, size = left.pop()
             stream: Stream = "stdout" if name == "stdout" else "stderr"
             data = self.content(size, 1)
             self.note(stream, data)
-            return [(stream, data, self.time)]
+            with pipe_with(data) as pipe:
+                return take(stream, pipe, 65536)
 
         writes = 0
         write_all = spill._write_all
 
-        def failing(descriptor: int, buffers: list[bytes]) -> None:
+        def failing(descriptor: int, buffers: list[bytes], at: int) -> int:
             nonlocal writes
             writes += 1
             if works and writes > after:
-                write_all(descriptor, buffers[: len(buffers) // 2])  # A part of it is there.
+                write_all(descriptor, buffers[: len(buffers) // 2], at)  # A part of it is there.
                 raise OSError(works, "injected")
-            write_all(descriptor, buffers)
+            return write_all(descriptor, buffers, at)
 
         with (
             mock.patch.object(spill, "_write_all", failing),

@@ -74,6 +74,21 @@ async def test_one_that_was_parked_in_another_directory_is_not_used(
     assert (await process.log.read_all("stdout")).decode().strip() == str(tmp_path)
 
 
+async def test_one_that_was_parked_meanwhile_in_another_directory_is_not_used_either(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parked()
+    home = os.getcwd()
+    with monkeypatch.context() as elsewhere:
+        process = await supervisor.start(sh("read line", stdin_mode="pipe"))
+        elsewhere.chdir(tmp_path)
+        await process.kill()
+        await parked()  # Now one of them is from there.
+    for _ in range(2 * _PARKED):
+        result = await supervisor.run(ProcessSpec(command="pwd"))
+        assert result.stdout.decode().strip() == home
+
+
 async def test_limits_are_set_on_parked_ones_or_they_are_passed_over(
     supervisor: Supervisor,
 ) -> None:

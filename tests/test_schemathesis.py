@@ -33,20 +33,28 @@ from schemathesis.hooks import HookContext, unregister
 from schemathesis.openapi import from_dict
 from schemathesis.openapi.checks import RejectedPositiveData
 
+from .conftest import PATIENCE_SECONDS
+from .faults.callers import sockets_of
+from .heavy import amount
 from .test_server import command
+from .wire import connect
 
 SEED = 9501
-EXAMPLES_PER_OPERATION = 100
-SEQUENCES = 150
-# Over all phases; usually about 3400, in 20 seconds.
-LEAST_CASES = 2500
+EXAMPLES_PER_OPERATION = amount(40, heavy=100)
+SEQUENCES = amount(50, heavy=150)
+# In sequences of calls that follow from each other. Of how many calls they are
+# depends on the answers, so there are as many rounds as it takes, but not more than:
+LEAST_STATEFUL_CASES = amount(600, heavy=2000)
+ROUNDS = 20
+# Over all phases.
+LEAST_CASES = amount(2500, heavy=4500)
 
 PROGRAMS = ("true", "echo", "cat")
 START = "POST /api/v1/processes"
 RUN = "POST /api/v1/processes/run"
 ONE = "/api/v1/processes/{pid_or_name}"
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "seed": SEED,
     "continue-on-failure": True,
     "request-timeout": 20,
@@ -231,14 +239,14 @@ class Findings(NamedTuple):
     """What Schemathesis has done and found.
 
     Attributes:
-      cases: how many requests were made and checked.
+      cases: how many requests were made and checked, by phase.
       phases: how each phase has ended.
       failures: every failed check and every error, in words.
       statuses: how often each operation was answered with each status.
       in_vain: operations that never succeeded.
     """
 
-    cases: int
+    cases: Counter[str]
     phases: dict[str, str]
     failures: list[str]
     statuses: Counter[tuple[str, int]]
@@ -247,7 +255,7 @@ class Findings(NamedTuple):
 
 def _explore(url: str) -> Findings:
     """Run all phases."""
-    cases = 0
+    cases: Counter[str] = Counter()
     phases: dict[str, str] = {}
     failures: list[str] = []
     with httpx.Client(base_url=f"{url}/api/v1", trust_env=False) as client:
@@ -255,22 +263,39 @@ def _explore(url: str) -> Findings:
         operations = set(_operations(document))
         if client.get("/info").json()["capabilities"]["cgroups"] is None:
             operations -= {f"POST {ONE}/freeze", f"POST {ONE}/thaw"}
-        config = SchemathesisConfig.from_dict({"base-url": url, **CONFIG})
         with _hooks(client) as statuses:
-            for event in from_schema(from_dict(document, config=config)).execute():
+            for event in _rounds(document, url, cases):
                 match event:
-                    case events.ScenarioFinished(recorder=recorder):
-                        cases += len(recorder.cases)
+                    case events.ScenarioFinished(recorder=recorder, phase=name):
+                        cases[name.value] += len(recorder.cases)
                         failures += _failures(recorder)
                     case events.PhaseFinished(phase=phase, status=status):
-                        if phase.name in TESTING_PHASES:
-                            phases[phase.name.value] = status.value
+                        if phase.name in TESTING_PHASES and status.value != "skip":
+                            phases.setdefault(phase.name.value, status.value)
                     case events.NonFatalError(value=error) | events.FatalError(exception=error):
                         failures.append(repr(error))
                     case _:
                         pass
     succeeded = {label for label, status in statuses if status < 300}
     return Findings(cases, phases, failures, statuses, operations - succeeded)
+
+
+def _rounds(
+    document: dict[str, Any], url: str, cases: Counter[str]
+) -> Iterator[events.EngineEvent]:
+    """The events of all phases, and of the last one again until it has had enough cases."""
+    settings: dict[str, Any] = {"base-url": url, **CONFIG}
+    for number in range(ROUNDS):
+        config = SchemathesisConfig.from_dict(settings)
+        yield from from_schema(from_dict(document, config=config)).execute()
+        if cases["stateful"] >= LEAST_STATEFUL_CASES:
+            return
+        others = {name: {"enabled": False} for name in ("examples", "coverage", "fuzzing")}
+        settings |= {
+            "seed": SEED + 1 + number,
+            "phases": {**CONFIG["phases"], **others},
+            "generation": {**CONFIG["generation"], "deterministic": False},
+        }
 
 
 def _failures(recorder: ScenarioRecorder) -> Iterator[str]:
@@ -293,9 +318,10 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         assert found is not None
         (tmp_path / program).symlink_to(found)
     environment = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
-    async with command("--bind", "127.0.0.1:0", environment=environment) as daemon:
+    options = ("--bind", "127.0.0.1:0", "--parked-launchers", "0")
+    async with command(*options, environment=environment) as daemon:
         url = f"http://{(await daemon.logged('serving'))['addresses'][0]}"
-
+        sockets = sockets_of(daemon.process.pid)
         findings = await trio.to_thread.run_sync(_explore, url)
         gc.collect()  # Schemathesis leaves its connections to the collector.
         assert findings.failures == []
@@ -303,10 +329,15 @@ async def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         assert findings.phases == dict.fromkeys(
             ("examples", "coverage", "fuzzing", "stateful"), "success"
         )
-        assert findings.cases >= LEAST_CASES
+        assert findings.cases["stateful"] >= LEAST_STATEFUL_CASES
+        assert findings.cases.total() >= LEAST_CASES
         assert findings.in_vain == set()
         assert max(status for _, status in findings.statuses) < 500
-        # The daemon has noticed nothing either.
+        # The daemon has noticed nothing either, and has forgotten all connections.
+        async with await connect(url) as connection:
+            with trio.fail_after(PATIENCE_SECONDS):
+                while sockets_of(daemon.process.pid) > sockets + 1:
+                    await connection.request("GET", "/health")
         daemon.process.terminate()
         assert await daemon.exited() == 0
         assert daemon.complaints == []

@@ -11,8 +11,9 @@ import stat
 import struct
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,8 +25,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from api import Server, create_app
 from supervisor import OutputLimits, Process, Supervisor, SupervisorConfig
 
+from .afterlife import end_what_outlives
 from .conftest import PATIENCE_SECONDS, Daemon
-from .kernel import descriptors, running_with
+from .kernel import (
+    descriptors,
+    end_cgroups_of_the_dead,
+    running_with,
+    supervisors_cgroups,
+    trio_tasks,
+)
 from .wire import Connection, connect, parse_events
 
 _ROOT = Path(__file__).parent.parent
@@ -59,11 +67,15 @@ class Command:
 
     async def logged(self, message: str) -> dict[str, Any]:
         """Wait until a message is in the log; fail if the log ends without it."""
+        return (await self.logged_times(message, 1))[0]
+
+    async def logged_times(self, message: str, count: int) -> list[dict[str, Any]]:
+        """Wait until it is there so many times; all of them."""
         with trio.fail_after(PATIENCE_SECONDS):
             while True:
-                for entry in self.log:
-                    if entry["message"].startswith(message):
-                        return entry
+                found = [entry for entry in self.log if entry["message"].startswith(message)]
+                if len(found) >= count:
+                    return found
                 await self._news.park()
 
     async def exited(self, seconds: float = PATIENCE_SECONDS) -> int:
@@ -93,12 +105,16 @@ class Command:
 
 @asynccontextmanager
 async def command(
-    *options: str, environment: Mapping[str, str] | None = None
+    *options: str, environment: Mapping[str, str] | None = None, under: Sequence[str] = ()
 ) -> AsyncIterator[Command]:
-    """The daemon as a process, which is killed at the end of the block if it is still there."""
+    """The daemon as a process, which is killed at the end of the block if it is still there.
+
+    `under` is a command that starts it.
+    """
+    cgroups = supervisors_cgroups()
     with tempfile.TemporaryDirectory() as state_dir:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "api", "serve", "--state-dir", state_dir, *options],
+            [*under, sys.executable, "-m", "api", "serve", "--state-dir", state_dir, *options],
             stderr=-1,
             cwd=_ROOT,
             env=None if environment is None else dict(environment),
@@ -113,12 +129,23 @@ async def command(
                 with trio.CancelScope(shield=True):
                     process.kill()
                     await process.wait()
+                    for directory in _state_dirs(state_dir, options):
+                        await end_what_outlives(directory)
+                    end_cgroups_of_the_dead(supervisors_cgroups() - cgroups)
+
+
+def _state_dirs(default: str, options: Sequence[str]) -> list[Path]:
+    given = [value for name, value in pairwise(options) if name == "--state-dir" and value]
+    return [Path(directory) for directory in (default, *given)]
 
 
 @asynccontextmanager
-async def serving(*options: str) -> AsyncIterator[tuple[Command, str]]:
+async def serving(
+    *options: str, environment: Mapping[str, str] | None = None, under: Sequence[str] = ()
+) -> AsyncIterator[tuple[Command, str]]:
     """The daemon as a process that serves on a port of its own; with its url."""
-    async with command("--bind", "127.0.0.1:0", *options) as daemon:
+    bind = ("--bind", "127.0.0.1:0")
+    async with command(*bind, *options, environment=environment, under=under) as daemon:
         entry = await daemon.logged("serving")
         yield daemon, f"http://{entry['addresses'][0]}"
 
@@ -160,20 +187,10 @@ async def _start(daemon: Daemon, script: str, *arguments: str, stdin: str = "clo
     return daemon.supervisor.by_pid(answer.json()["pid"])
 
 
-def _tasks() -> int:
-    """How many tasks there are."""
-    root = trio.lowlevel.current_root_task()
-    assert root is not None
-    todo = [root]
-    for task in todo:
-        todo += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return len(todo)
-
-
 async def _settled(tasks: int, open_descriptors: int) -> None:
     """Wait until there are only so many tasks and descriptors."""
     with trio.fail_after(7):
-        while _tasks() > tasks or len(descriptors()) > open_descriptors:
+        while trio_tasks() > tasks or len(descriptors()) > open_descriptors:
             await wait_all_tasks_blocked()
 
 
@@ -182,7 +199,7 @@ async def _settled(tasks: int, open_descriptors: int) -> None:
 
 async def test_connections_that_clients_close_are_gone_at_once(daemon: Daemon) -> None:
     await wait_all_tasks_blocked()
-    tasks, open_descriptors = _tasks(), len(descriptors())
+    tasks, open_descriptors = trio_tasks(), len(descriptors())
     for close in (trio.SocketStream.aclose, _reset):
         used, fresh = await connect(daemon.url), await connect(daemon.url)
         await used.request("GET", "/health")
@@ -194,10 +211,10 @@ async def test_connections_that_clients_close_are_gone_at_once(daemon: Daemon) -
 async def test_followers_that_vanish_leave_no_task_and_no_descriptor(daemon: Daemon) -> None:
     process = await _start(daemon, "echo first; read go; echo last", stdin="pipe")
     await wait_all_tasks_blocked()
-    tasks, open_descriptors = _tasks(), len(descriptors())
+    tasks, open_descriptors = trio_tasks(), len(descriptors())
     for _ in range(10):
         followers = [await _open_follow(daemon.url, process.pid) for _ in range(20)]
-        assert _tasks() >= tasks + len(followers)
+        assert trio_tasks() >= tasks + len(followers)
         for follower in followers:
             await _reset(follower.stream)
     await _settled(tasks, open_descriptors)
@@ -211,7 +228,7 @@ async def test_followers_that_vanish_leave_no_task_and_no_descriptor(daemon: Dae
 
 async def test_a_follower_that_vanishes_in_a_flood_leaves_nothing(daemon: Daemon) -> None:
     await wait_all_tasks_blocked()
-    tasks = _tasks()
+    tasks = trio_tasks()
     process = await _start(daemon, "exec yes")
     for _ in range(5):
         follower = await _open_follow(daemon.url, process.pid)
@@ -333,7 +350,7 @@ class TestSlowClients:
             await connection.stream.send_all(b"GET /api/v1/health HTTP/1.1\r\nHost: loc")
             # Not a part of an answer either.
             assert [data async for data in connection.stream] == []
-        assert 119 <= trio.current_time() - began < 1000
+        assert 14 <= trio.current_time() - began < 110
 
     async def test_an_idle_connection_is_closed_after_two_minutes(
         self, fast_clock: MockClock, daemon: Daemon
@@ -370,7 +387,7 @@ async def test_stdin_of_any_size_arrives_whole(daemon: Daemon) -> None:
 
 async def test_stdin_that_is_not_read_holds_up_only_its_own_request(daemon: Daemon) -> None:
     await wait_all_tasks_blocked()
-    tasks, open_descriptors = _tasks(), len(descriptors())
+    tasks, open_descriptors = trio_tasks(), len(descriptors())
     process = await _start(daemon, f"exec sleep {_unique()}", stdin="pipe")
     echo = await _start(daemon, "exec cat", stdin="pipe")
     size = 8 * 1024 * 1024
@@ -410,7 +427,7 @@ async def test_a_writer_of_stdin_that_resets_is_forgotten_with_the_process(
     daemon: Daemon,
 ) -> None:
     await wait_all_tasks_blocked()
-    tasks, open_descriptors = _tasks(), len(descriptors())
+    tasks, open_descriptors = trio_tasks(), len(descriptors())
     process = await _start(daemon, f"exec sleep {_unique()}", stdin="pipe")
     connection = await connect(daemon.url)
     head = f"POST /api/v1/processes/{process.pid}/stdin HTTP/1.1\r\nHost: localhost\r\n"
@@ -433,6 +450,9 @@ async def test_one_connection_serves_more_than_a_thousand_requests(daemon: Daemo
             assert connection.status == 204
             await connection.request("GET", "/processes/nobody")
             assert connection.status == 404
+        await connection.request("POST", f"/processes/{process.pid}/stdin/close")
+        assert connection.status == 204
+        await process.wait()  # cat has echoed all that it was sent, and nobody killed it before.
         await connection.request("DELETE", f"/processes/{process.pid}")
         assert connection.status == 204
         await connection.request("GET", "/health")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pwd
 import re
 import sys
 from collections.abc import Callable
@@ -107,6 +108,12 @@ OPTIONS = [
         (Path("/some/where"), None),
     ),
     Option(
+        "--umask",
+        ("022", "7"),
+        lambda settings: settings.supervisor.umask,
+        ("022", "7"),
+    ),
+    Option(
         "--grace-seconds",
         ("0", "1e3"),
         lambda settings: settings.supervisor.grace_seconds,
@@ -119,12 +126,21 @@ OPTIONS = [
         (0, 3),
     ),
     Option(
+        "--max-connections",
+        ("1", "77"),
+        lambda settings: settings.max_connections,
+        (1, 77),
+    ),
+    Option(
         "--log-level",
         ("debug", "WARNING"),
         lambda settings: settings.log_level,
         ("DEBUG", "WARNING"),
     ),
 ]
+
+_FLAGS = ("--insecure", "--subreaper", "--no-new-privs")
+_OTHER_OPTIONS = ("--token-file", "--socket-users", "--pass-environment", *_FLAGS)
 
 
 def parse(*options: str, **environment: str) -> Settings:
@@ -156,6 +172,8 @@ def test_the_defaults_are_those_of_the_supervisor() -> None:
     assert settings.supervisor.retention == config.retention
     assert settings.supervisor.output == config.output
     assert settings.supervisor.grace_seconds == config.grace_seconds
+    assert settings.supervisor.subreaper == config.subreaper
+    assert settings.supervisor.sole_parent  # The daemon starts nothing else.
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
@@ -186,7 +204,7 @@ def test_the_token_comes_from_a_file_by_either_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "insecure"),
+    ("value", "is_true"),
     [
         ("", False),
         ("0", False),
@@ -201,10 +219,51 @@ def test_the_token_comes_from_a_file_by_either_way(tmp_path: Path) -> None:
         ("on", True),
     ],
 )
-def test_insecure_is_what_its_variable_says(value: str, insecure: bool) -> None:
-    assert parse(CRECHE_INSECURE=value).insecure is insecure
+def test_a_flag_is_what_its_variable_says(value: str, is_true: bool) -> None:
+    assert parse(CRECHE_INSECURE=value).insecure is is_true
+    assert parse(CRECHE_SUBREAPER=value).supervisor.subreaper is is_true
     # The option can only add to it.
     assert parse("--insecure", CRECHE_INSECURE=value).insecure
+    assert parse("--subreaper", CRECHE_SUBREAPER=value).supervisor.subreaper
+
+
+def test_no_new_privs_is_what_its_variable_says_or_the_option() -> None:
+    assert not parse().supervisor.no_new_privs
+    assert not parse(CRECHE_NO_NEW_PRIVS="no").supervisor.no_new_privs
+    assert parse(CRECHE_NO_NEW_PRIVS="yes").supervisor.no_new_privs
+    assert parse("--no-new-privs", CRECHE_NO_NEW_PRIVS="no").supervisor.no_new_privs
+
+
+def test_processes_get_what_every_program_needs_and_what_is_named() -> None:
+    needed = {"PATH": "/bin", "LANG": "C", "LANGUAGE": "de", "LC_ALL": "C", "TZ": "UTC"}
+    own = {"HOME", "USER", "LOGNAME", "SHELL"}
+    others = {"SECRET": "1", "JAVA_HOME": "/java", "JAVA_OPTS": "-x", "XPATH": "y"}
+    for names, more in (
+        (None, set()),
+        ("", set()),
+        ("JAVA_HOME", {"JAVA_HOME"}),
+        ("JAVA_*, SECRET,", {"JAVA_HOME", "JAVA_OPTS", "SECRET"}),
+        ("*", {*others}),
+    ):
+        options = () if names is None else ("--pass-environment", names)
+        environment = parse(*options, **needed, **others).supervisor.environment
+        assert environment is not None
+        assert {*environment} == {*needed, *own, *more}
+        assert environment.items() >= needed.items()
+        if names is not None:
+            variable = {"CRECHE_PASS_ENVIRONMENT": names}
+            passed = parse(**needed, **others, **variable).supervisor.environment
+            assert passed is not None
+            assert passed == environment | (
+                {"CRECHE_PASS_ENVIRONMENT": "*"} if names == "*" else {}
+            )
+
+
+def test_login_variables_are_of_the_account_and_not_what_the_daemon_was_given() -> None:
+    environment = parse(HOME="/wrong", USER="wrong").supervisor.environment
+    assert environment is not None
+    account = pwd.getpwuid(os.geteuid())
+    assert (environment["HOME"], environment["USER"]) == (account.pw_dir, account.pw_name)
 
 
 def test_variables_of_others_are_not_looked_at() -> None:
@@ -267,7 +326,9 @@ WRONG = [
     *(("--retain-seconds", value) for value in ("", "x", "-1", "nan")),
     *(("--retain-output-bytes", value) for value in ("", "x", "1.5", "-1", "64M")),
     *(("--output-limit-bytes", value) for value in ("", "x", "1.5", "-1", "0")),
+    *(("--umask", value) for value in ("", "x", "8", "1777", "00022", "-1", "0o22", "22 ", "22\n")),
     *(("--grace-seconds", value) for value in ("", "x", "-1", "-0.5", "nan", "5s")),
+    *(("--max-connections", value) for value in ("", "x", "1.5", "-1", "0")),
     *(("--parked-launchers", value) for value in ("", "x", "1.5", "-1")),
     *(("--log-level", value) for value in ("", "loud", "notset", "10")),
 ]
@@ -287,10 +348,11 @@ def test_a_wrong_value_is_refused_from_either_source(
 
 
 @pytest.mark.parametrize("value", ["maybe", "2", "insecure", "n o"])
-def test_an_insecure_that_says_neither_is_refused(
-    capsys: pytest.CaptureFixture[str], value: str
+@pytest.mark.parametrize("variable", ["CRECHE_INSECURE", "CRECHE_SUBREAPER"])
+def test_a_flag_that_says_neither_is_refused(
+    capsys: pytest.CaptureFixture[str], variable: str, value: str
 ) -> None:
-    assert "CRECHE_INSECURE" in refusal(capsys, CRECHE_INSECURE=value)
+    assert variable in refusal(capsys, **{variable: value})
 
 
 @pytest.mark.parametrize(
@@ -327,6 +389,31 @@ def test_an_address_that_is_none_is_refused(
 
 def test_a_default_user_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nobody-here" in refusal(capsys, "--default-user", "nobody-here")
+
+
+def test_the_users_of_a_unix_socket_are_names_or_uids_beside_the_daemons_own() -> None:
+    assert parse("--bind", "unix:/run/creche.sock").peers is None
+    for users in ("daemon,65534", " 65534 , daemon "):
+        for settings in (
+            parse("--bind", "unix:x", "--socket-users", users),
+            parse("--bind", "unix:x", CRECHE_SOCKET_USERS=users),
+        ):
+            assert settings.peers == frozenset({os.geteuid(), pwd.getpwnam("daemon").pw_uid, 65534})
+
+
+@pytest.mark.parametrize("users", ["nobody-here", "root,", "-1", "0x0", "root nobody"])
+def test_users_of_a_unix_socket_that_are_not_there_are_refused(
+    capsys: pytest.CaptureFixture[str], users: str
+) -> None:
+    message = refusal(capsys, "--bind", "unix:x", f"--socket-users={users}")
+    assert "--socket-users" in message
+    assert repr(users.rpartition(",")[2]) in message
+
+
+def test_users_of_a_unix_socket_are_refused_where_there_is_none(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "Unix socket" in refusal(capsys, "--socket-users", "root")
 
 
 def test_a_token_file_that_holds_no_token_is_refused(tmp_path: Path) -> None:
@@ -419,14 +506,13 @@ async def test_help_names_every_option_its_variable_and_its_default() -> None:
     status, stdout, stderr = await creche("serve", "--help")
     assert (status, stderr) == (0, "")
     text = re.sub(r"\s+", " ", stdout)
-    for name in (*(option.name for option in OPTIONS), "--token-file", "--insecure"):
+    for name in (*(option.name for option in OPTIONS), *_OTHER_OPTIONS):
         assert f" {name} " in text
         assert f"[CRECHE_{name.removeprefix('--').replace('-', '_').upper()}]" in text
     # And no option is missing from these tests.
     assert set(re.findall(r"--[a-z-]+", text)) == {
         *(option.name for option in OPTIONS),
-        "--token-file",
-        "--insecure",
+        *_OTHER_OPTIONS,
         "--help",
     }
     config = SupervisorConfig()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import resource
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,16 +31,19 @@ from supervisor import (
     ProcessSpec,
     Retention,
     StateDirUnusable,
-    Stream,
     Supervisor,
     SupervisorConfig,
     open_supervisor,
     spill,
 )
-from supervisor.chunk import STREAMS
+from supervisor.chunk import BEGINNING, STREAMS
+from supervisor.lines import LineReader
+from supervisor.spill import Take
 
 from .conftest import PATIENCE_SECONDS, Daemon
-from .test_server import Command, command, serving
+from .injection import injecting
+from .pipes import pipe_with
+from .test_server import command, serving
 from .wire import Connection, connect
 
 _MIB = 1024 * 1024
@@ -249,22 +253,38 @@ async def test_files_go_with_the_supervisor_unless_somebody_holds_a_process(
     await _gone(state_dir)
 
 
-async def test_what_a_killed_daemon_has_left_goes_at_the_next_start(state_dir: Path) -> None:
-    async with serving("--state-dir", str(state_dir)) as (daemon, url):
-        await _ended_over_http(url, _script(10**6))
+async def test_what_a_killed_daemon_has_left_is_there_until_it_is_forgotten(
+    state_dir: Path,
+) -> None:
+    options = ("--state-dir", str(state_dir), "--retain-count", "1")
+    async with serving(*options) as (daemon, url):
+        record = await _ended_over_http(url, _script(10**6))
         left = _files(state_dir)
         assert left
         daemon.process.kill()
         await daemon.exited()
     assert _files(state_dir) == left
-    async with serving("--state-dir", str(state_dir)) as (daemon, url):
-        assert _files(state_dir) == []
-        await _ended_over_http(url, _script(10**6))
-        assert _files(state_dir)
+    async with serving(*options) as (daemon, url):
+        async with await connect(url) as connection:
+            assert await _raw(connection, record["pid"]) == _numbered(0, 10**6)
+        await _ended_over_http(url, _script(10**6, 10**6))
+        assert set(left).isdisjoint(kept := _files(state_dir))
         daemon.process.send_signal(signal.SIGTERM)
         assert await daemon.exited() == 0
         assert daemon.complaints == []
-    assert _files(state_dir) == []
+    assert _files(state_dir) == kept
+
+
+async def test_what_a_killed_daemon_has_left_goes_with_one_that_does_not_survive(
+    config: SupervisorConfig, state_dir: Path
+) -> None:
+    async with serving("--state-dir", str(state_dir)) as (daemon, url):
+        await _ended_over_http(url, _script(10**6))
+        daemon.process.kill()
+        await daemon.exited()
+    assert _files(state_dir)
+    async with open_supervisor(config):
+        assert _files(state_dir) == []
 
 
 async def test_no_two_supervisors_share_a_state_directory(
@@ -503,13 +523,13 @@ async def test_a_failure_half_way_through_a_write_leaves_no_trace(
     write_all = spill._write_all
     writes = 0
 
-    def failing(descriptor: int, buffers: list[bytes]) -> None:
+    def failing(descriptor: int, buffers: list[bytes], at: int) -> int:
         nonlocal writes
         writes += 1
         if writes % 3 == 0:
-            write_all(descriptor, [buffers[0], buffers[1][: len(buffers[1]) // 2]])
+            write_all(descriptor, [buffers[0], buffers[1][: len(buffers[1]) // 2]], at)
             raise OSError(5, "injected")
-        write_all(descriptor, buffers)
+        return write_all(descriptor, buffers, at)
 
     monkeypatch.setattr(spill, "_write_all", failing)
     process = await _ended(supervisor, _script(20 * 10**6))
@@ -545,30 +565,6 @@ async def test_a_lack_of_descriptors_costs_no_output(supervisor: Supervisor) -> 
 
 
 # --- injected into a daemon -----------------------------------------------------
-
-
-@asynccontextmanager
-async def _injecting(daemon: Command, fault: str) -> AsyncIterator[None]:
-    """Have system calls of the daemon go wrong within this block."""
-    pid = daemon.process.pid
-    call = fault.partition(":")[0]
-    arguments = ["strace", "-f", "-p", str(pid), "-o", "/dev/null"]
-    arguments += ["-e", f"trace={call}", "-e", f"inject={fault}"]
-    process = await trio.lowlevel.open_process(arguments, stderr=-1)
-    assert process.stderr is not None
-    async with process.stderr:
-        try:
-            message = b""
-            with trio.fail_after(PATIENCE_SECONDS):
-                while b"attached" not in message:
-                    message += await process.stderr.receive_some()
-            yield
-        finally:
-            with trio.CancelScope(shield=True):
-                process.send_signal(signal.SIGINT)
-                async for _ in process.stderr:
-                    pass
-                await process.wait()
 
 
 async def _start_over_http(url: str, script: str, **more: object) -> dict[str, Any]:
@@ -617,7 +613,7 @@ async def test_writes_that_fail_leave_the_process_the_output_and_the_daemon(
                 "output_kept_bytes"
             ] < size:
                 pass
-            async with _injecting(daemon, "writev:error=EIO"):
+            async with injecting(daemon.process.pid, "pwritev2:error=EIO"):
                 record = await _ended_over_http(url, _script(size))
                 assert (record["status"], record["exit_code"]) == ("exited", 0)
                 assert record["output_spill_error"] == os.strerror(5)
@@ -643,7 +639,7 @@ async def test_reads_that_fail_are_a_gap(state_dir: Path) -> None:
     async with serving("--state-dir", str(state_dir)) as (daemon, url):
         gets, follows, raws, spared = [await _ended_over_http(url, _script(size)) for _ in range(4)]
         async with await connect(url) as connection:
-            async with _injecting(daemon, "pread64:error=EIO"):
+            async with injecting(daemon.process.pid, "pread64:error=EIO"):
                 with trio.fail_after(PATIENCE_SECONDS):
                     answer = await connection.json("GET", f"/processes/{gets['pid']}/stdout")
                     path = f"/processes/{follows['pid']}/output/follow"
@@ -696,9 +692,9 @@ async def test_a_disk_that_takes_its_time_holds_up_only_who_writes_to_it(
     write_all = spill._write_all
     size = 10**6
 
-    def slow(descriptor: int, buffers: list[bytes]) -> None:
+    def slow(descriptor: int, buffers: list[bytes], at: int) -> int:
         time.sleep(0.1)
-        write_all(descriptor, buffers)
+        return write_all(descriptor, buffers, at)
 
     monkeypatch.setattr(spill, "_write_all", slow)
     process = await daemon.supervisor.start(_shell(_script(size)))
@@ -771,9 +767,27 @@ async def test_files_removed_while_they_are_written_cost_no_process_its_life(
             nursery.start_soon(remove)
     assert process.record.exit_code == 0
     assert process.log.end == size
+    async for _ in process.output():
+        pass  # Only who wants to read them finds that the last files are gone.
     await _check_kept(process)
     assert supervisor._store.disk_bytes >= process.record.output_spilled_bytes
     assert supervisor._store.disk_bytes < process.record.output_spilled_bytes + _MIB
+
+
+async def test_what_drop_newest_keeps_has_no_hole(tmp_path: Path) -> None:
+    limits = OutputLimits(memory_bytes=1000, log_bytes=4000, policy="drop_newest")
+    with OutputStore(limits, tmp_path) as store:
+        log = OutputLog(store)
+        timestamps = itertools.count()
+        while not log.dropped_bytes:
+            log.append("stdout", b"x", next(timestamps))
+        kept = log.kept_bytes
+        # Short lines take much less on disk than in memory.
+        await log.settle()
+        assert log.spilled_bytes == kept
+        log.append("stdout", b"y", next(timestamps))
+        assert log.kept_bytes == kept
+        assert log.dropped_bytes == 2
 
 
 async def test_a_reader_that_finds_a_file_unreadable_leaves_it_to_its_writer(
@@ -798,9 +812,9 @@ async def _read_while_writing(
             file.unlink()
         await log.cursor(stop=2000).read(100)
 
-    def writing(descriptor: int, buffers: list[bytes]) -> None:
+    def writing(descriptor: int, buffers: list[bytes], at: int) -> int:
         trio.from_thread.run(read)
-        write_all(descriptor, buffers)
+        return write_all(descriptor, buffers, at)
 
     with monkeypatch.context() as patch:
         patch.setattr(spill, "_write_all", writing)
@@ -897,8 +911,15 @@ async def test_a_reader_in_what_is_in_memory_too_misses_nothing(tmp_path: Path) 
         log = OutputLog(store)
         for time in range(5):
             log.append("stdout", b"a" * 20_000, time)
-        poured: list[tuple[Stream, bytes, int]] = [("stdout", b"b" * 50_000, 10)]
-        await log.settle(lambda: [poured.pop()] if poured else [])
+        poured = [b"b" * 50_000]
+
+        def source(take: Take) -> int:
+            if not poured:
+                return 0
+            with pipe_with(poured.pop()) as pipe:
+                return take("stdout", pipe, 65536)
+
+        await log.settle(source)
         log.append("stdout", b"c" * 100, 11)
         assert log.dropped_bytes == 0
         for begin in range(0, 150_000, 10_000):
@@ -1030,6 +1051,54 @@ async def test_who_begins_further_on_makes_nobody_else_lose_anything(tmp_path: P
     await log.cursor(stop=log.end).read()
     assert not await _waits(log)
     assert log.dropped_bytes > 0
+
+
+async def test_a_line_that_is_open_is_still_there_for_who_comes_back() -> None:
+    log = OutputLog(OutputStore(OutputLimits(unspilled_bytes=4000, policy="block")))
+    text = b"".join(b"%049d\n" % number for number in range(1000))
+
+    def write_until_full() -> None:
+        # Never up to the end of a line: that is at a multiple of 50.
+        log.append("stdout", text[log.end :][: 121 if log.end == 0 else 120], 0)
+        while log.is_settled:
+            log.append("stdout", text[log.end :][:120], 0)
+
+    resume = BEGINNING
+    lines: list[Line] = []
+    for _ in range(5):
+        write_until_full()
+        assert await _waits(log)
+        reader = LineReader(log, resume=resume, follow=False)
+        while items := await reader.read(1000):
+            lines += [item for item in items if isinstance(item, Line)]
+            assert not any(isinstance(item, Gap) for item in items)
+        # A line has been begun, and will come again.
+        assert log.end % 50
+        assert lines[-1].resume.stdout == log.end // 50 * 50
+        resume = lines[-1].resume
+        assert not await _waits(log)
+    assert [int(line.text) for line in lines] == list(range(len(lines)))
+    assert log.dropped_bytes > 0
+
+
+async def test_a_line_that_is_longer_than_all_bounds_holds_up_nobody_for_ever() -> None:
+    log = OutputLog(OutputStore(OutputLimits(unspilled_bytes=4000, policy="block")))
+    reader = LineReader(log)
+    async with trio.open_nursery() as nursery:
+        lines: list[Line | Gap] = []
+
+        async def read() -> None:
+            lines.extend([item async for item in reader])
+
+        nursery.start_soon(read)
+        with trio.fail_after(PATIENCE_SECONDS):
+            for _ in range(1000):
+                log.append("stdout", b"x" * 1000, 0)
+                await log.settle()
+        log.close()
+    (line,) = lines
+    assert isinstance(line, Line)
+    assert len(line.text) == 1_000_000
 
 
 async def test_a_resume_from_before_what_is_kept_is_a_gap_of_unknown_lines(state_dir: Path) -> None:

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from supervisor import OutputLimits, SupervisorConfig
 
 from .conftest import Daemon
-from .kernel import running_with
+from .kernel import running_with, trio_tasks
 from .wire import Event, connect, parse_events
 
 
@@ -157,38 +157,26 @@ async def test_a_client_of_a_run_that_leaves_ends_it(daemon: Daemon) -> None:
 
 
 async def test_a_follower_that_leaves_changes_nothing(daemon: Daemon) -> None:
-    before = _tasks()
+    before = trio_tasks()
     async with await connect(daemon.url) as connection:
         body = {"command": "sh", "args": ["-c", "echo hi; read go"], "stdin_mode": "pipe"}
         pid = (await connection.json("POST", "/processes", body))["pid"]
         process = daemon.supervisor.by_pid(pid)
-        with_process = _tasks()
+        await wait_all_tasks_blocked()  # The process's reader begins after the answer.
+        with_process = trio_tasks()
         async with connection.stream_body("GET", f"/processes/{pid}/output/follow") as stream:
             async for data in stream:
                 if b"hi" in data:
                     break
     # The connection's tasks end; the process and its tasks stay.
     with trio.fail_after(10):
-        while _tasks() >= with_process:
+        while trio_tasks() >= with_process:
             await trio.lowlevel.checkpoint()
     assert process.status == "running"
     await process.kill()
     with trio.fail_after(10):
-        while _tasks() > before:
+        while trio_tasks() > before:
             await trio.lowlevel.checkpoint()
-
-
-def _tasks() -> int:
-    """How many tasks there are."""
-    root = trio.lowlevel.current_root_task()
-    assert root is not None
-    count = 0
-    todo = [root]
-    while todo:
-        task = todo.pop()
-        count += 1
-        todo += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return count
 
 
 class TestForHours:

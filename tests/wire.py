@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ class Connection:
         self._host = host
         self._protocol = h11.Connection(h11.CLIENT)
         self.status = 0
+        self.headers: dict[str, str] = {}
 
     async def __aenter__(self) -> Connection:
         return self
@@ -35,20 +36,39 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         await self.stream.aclose()
 
-    async def request(self, method: str, path: str, body: Any = None) -> bytes:
-        """Send a request and gather the response's body; `status` then holds its status."""
-        async with self.stream_body(method, path, body) as stream:
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        raw: bytes | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> bytes:
+        """Send a request and gather the response's body; `status` and `headers` then tell of it.
+
+        Its own body is JSON, or raw bytes.
+        """
+        async with aclosing(self._body(method, path, body, raw, headers)) as stream:
             return b"".join([data async for data in stream])
 
     def stream_body(
-        self, method: str, path: str, body: Any = None
+        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] = {}
     ) -> aclosing[AsyncGenerator[bytes, None]]:
         """Send a request and iterate over the response's body as it comes, within a block."""
-        return aclosing(self._body(method, path, body))
+        return aclosing(self._body(method, path, body, None, headers))
 
-    async def _body(self, method: str, path: str, body: Any) -> AsyncGenerator[bytes, None]:
-        data = b"" if body is None else json.dumps(body).encode()
+    async def _body(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        raw: bytes | None = None,
+        more_headers: Mapping[str, str] = {},
+    ) -> AsyncGenerator[bytes, None]:
+        data = raw or b"" if body is None else json.dumps(body).encode()
         headers = [("host", self._host), ("content-length", str(len(data)))]
+        headers += more_headers.items()
         if body is not None:
             headers.append(("content-type", "application/json"))
         sent = self._protocol.send(
@@ -63,17 +83,21 @@ class Connection:
                 self._protocol.receive_data(await self.stream.receive_some(65536))
             elif isinstance(event, h11.Response):
                 self.status = event.status_code
+                self.headers = {name.decode(): value.decode() for name, value in event.headers}
             elif isinstance(event, h11.Data):
                 yield bytes(event.data)
             elif isinstance(event, h11.EndOfMessage):
-                self._protocol.start_next_cycle()
+                if self._protocol.our_state is h11.DONE:  # Else it closes.
+                    self._protocol.start_next_cycle()
                 return
             else:
                 raise AssertionError(f"unexpected {event!r}")
 
-    async def json(self, method: str, path: str, body: Any = None) -> Any:
+    async def json(
+        self, method: str, path: str, body: Any = None, *, headers: Mapping[str, str] = {}
+    ) -> Any:
         """Send a request and read the answer's JSON."""
-        return json.loads(await self.request(method, path, body))
+        return json.loads(await self.request(method, path, body, headers=headers))
 
     async def events(self, method: str, path: str, body: Any = None) -> list[Event]:
         """Send a request and read the answer's events to the end."""

@@ -1,4 +1,4 @@
-"""Starting launchers directly: helpers and fixtures."""
+"""Starting launchers and keepers directly: helpers and fixtures."""
 
 import contextlib
 import ctypes
@@ -7,9 +7,10 @@ import platform
 import re
 import resource
 import shutil
+import signal
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ from supervisor.orders import (
     decode_answer,
     encode,
 )
+
+from .keepers import NATIVE_KEEPER, Pipe, Running, running
 
 FOLDER = Path(launch_orders.__file__).parent / "launcher"
 NATIVE = FOLDER / f"launcher-{platform.machine()}"
@@ -55,7 +58,7 @@ def launch(
     orders: Orders | bytes,
     *,
     launcher: Command = (NATIVE,),
-    join: str | None = None,
+    cgroups: tuple[str, ...] = (),
     pass_fds: tuple[int, ...] = (),
     **popen: Any,
 ) -> Outcome:
@@ -66,7 +69,7 @@ def launch(
         *launcher,
         str(orders_reader),
         str(answer_writer),
-        *([join] if join is not None else []),
+        *cgroups,
     ]
     popen = {
         "stdin": subprocess.DEVNULL,
@@ -113,7 +116,7 @@ def record(tag: int, value: bytes = b"", *, length: int | None = None, zero: int
 
 def message(*records: bytes, magic: int = MAGIC, size: int | None = None) -> bytes:
     body = b"".join(records)
-    return struct.pack("<II", magic, len(body) if size is None else size) + body
+    return struct.pack("<II", magic, len(body) if size is None else size) + body + b"\0"
 
 
 TRUE = (record(Stage.COMMAND, b"/bin/true\0"), record(Stage.ARGUMENT, b"true\0"))
@@ -171,11 +174,14 @@ def script(path: Path, text: str, mode: int = 0o755) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def is_built() -> None:
-    if not NATIVE.exists():
-        pytest.fail("there is no launcher; run python supervisor/launcher/build.py")
+    if not (NATIVE.exists() and NATIVE_KEEPER.exists()):
+        pytest.fail("there is no launcher or no keeper; run python supervisor/launcher/build.py")
 
 
 HOSTED_MAIN = '#include "launcher.c"\nint main(int argc, char **argv) { (void)argc; launch((long *)argv - 1); }\n'
+HOSTED_KEEPER = (
+    '#include "keeper.c"\nint main(int argc, char **argv) { (void)argc; keep((long *)argv - 1); }\n'
+)
 HOSTED_PARSER = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -201,7 +207,7 @@ int main(void)  /* reads {u32 size, bytes} until the end; writes a 1 or a 0 for 
 
 
 def sanitized(folder: Path, source: str) -> Path:
-    """Compile a hosted program around launcher.c in which the first bad access or undefined operation is the end."""
+    """Compile a hosted program around launcher.c or keeper.c in which the first bad access or undefined operation is the end."""
     program = folder / "sanitized"
     compiler = next((name for name in ("gcc", "clang") if shutil.which(name)), None)
     if compiler is None:
@@ -233,15 +239,59 @@ def sanitized(folder: Path, source: str) -> Path:
     return program
 
 
-@pytest.fixture(scope="session", params=["native", "sanitized", "aarch64 in qemu"])
-def launcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Each launcher there is: that of this machine, the same source under sanitizers, and the other one, emulated."""
-    if request.param == "native":
-        return (NATIVE,)
-    if request.param == "sanitized":
-        return (sanitized(tmp_path_factory.mktemp("sanitized"), HOSTED_MAIN),)
+_BUILDS = ("native", "sanitized", "aarch64 in qemu")
+
+
+def _build(kind: str, program: str, main: str, folder: Path) -> Command:
+    """That of this machine, the same source under sanitizers, or the other one, emulated."""
+    if kind == "native":
+        return (FOLDER / f"{program}-{platform.machine()}",)
+    if kind == "sanitized":
+        return (sanitized(folder, main),)
     emulator = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    other = FOLDER / "launcher-aarch64"
+    other = FOLDER / f"{program}-aarch64"
     if emulator is None or not other.exists() or platform.machine() == "aarch64":
-        pytest.skip("needs qemu-aarch64 and a launcher for aarch64")
+        pytest.skip(f"needs qemu-aarch64 and a {program} for aarch64")
     return (emulator, other)
+
+
+@pytest.fixture(scope="session", params=_BUILDS)
+def launcher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Each launcher there is."""
+    folder = tmp_path_factory.mktemp("launcher")
+    return _build(request.param, "launcher", HOSTED_MAIN, folder)
+
+
+@pytest.fixture(scope="session", params=_BUILDS)
+def keeper_program(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Command:
+    """Each keeper there is."""
+    folder = tmp_path_factory.mktemp("keeper")
+    return _build(request.param, "keeper", HOSTED_KEEPER, folder)
+
+
+@pytest.fixture
+def keeper(keeper_program: Command, tmp_path: Path) -> Iterator[Running]:
+    with running(keeper_program, tmp_path) as keeper:
+        yield keeper
+
+
+@pytest.fixture
+def native_keeper(tmp_path: Path) -> Iterator[Running]:
+    with running((NATIVE_KEEPER,), tmp_path) as keeper:
+        yield keeper
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    pipe = Pipe()
+    yield pipe
+    with contextlib.suppress(OSError):
+        os.close(pipe.reader)
+    os.close(pipe.writer)
+
+
+def unheard(launcher: Command) -> int:
+    """How a launcher ends to which nobody listens; qemu-user keeps that signal for itself."""
+    return 125 if "qemu" in str(launcher[0]) else -signal.SIGRTMAX

@@ -14,7 +14,9 @@ from .conftest import FOLDER
 # --- The program as built
 
 
-@pytest.mark.parametrize("name", ["launcher-x86_64", "launcher-aarch64"])
+@pytest.mark.parametrize(
+    "name", ["launcher-x86_64", "launcher-aarch64", "keeper-x86_64", "keeper-aarch64"]
+)
 def test_program_is_small_static_and_without_executable_stack(name: str) -> None:
     if not (FOLDER / name).exists():
         pytest.skip("not built")
@@ -29,7 +31,8 @@ def test_program_is_small_static_and_without_executable_stack(name: str) -> None
     assert not segments[stack] & executable
 
 
-def test_source_compiles_without_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["launcher", "keeper"])
+def test_source_compiles_without_a_warning(tmp_path: Path, program: str) -> None:
     compiler = shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("needs a compiler")
@@ -41,9 +44,9 @@ def test_source_compiles_without_a_warning(tmp_path: Path) -> None:
         "-ffreestanding",
         *strict,
         "-c",
-        str(FOLDER / "launcher.c"),
+        str(FOLDER / f"{program}.c"),
         "-o",
-        str(tmp_path / "launcher.o"),
+        str(tmp_path / "program.o"),
     ]
     subprocess.run(command, check=True)
 

@@ -367,6 +367,13 @@ def cgroup() -> Iterator[Path]:
 def test_command_is_born_in_its_cgroup(cgroup: Path, before_orders: bool) -> None:
     fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY)
     orders = order(b"cat", b"/proc/self/cgroup", join_fds=() if before_orders else (fd,))
-    outcome = launch(orders, join=str(fd) if before_orders else "", pass_fds=(fd,))
+    outcome = launch(orders, cgroups=(str(cgroup),) if before_orders else (), pass_fds=(fd,))
     os.close(fd)
     assert f"/{cgroup.name}\n".encode() in outcome.output
+
+
+def test_launcher_makes_its_cgroup(cgroup: Path) -> None:
+    new = cgroup / "new"
+    outcome = launch(order(b"cat", b"/proc/self/cgroup"), cgroups=(str(new),))
+    new.rmdir()
+    assert f"/{cgroup.name}/new\n".encode() in outcome.output

@@ -1,6 +1,7 @@
 """The orders and the answer: read in any pieces, refused when they are not whole, parked."""
 
 import errno
+import fcntl
 import os
 import random
 import resource
@@ -41,6 +42,7 @@ from .conftest import (
     record,
     sanitized,
     shell,
+    unheard,
 )
 
 # --- The answer, and what reaches the command
@@ -163,10 +165,47 @@ def test_every_truncation_is_refused(launcher: Command) -> None:
         )
     )
     step = 1 if launcher == (NATIVE,) else 7
-    for size in range(1, len(orders), step):
+    for size in range(1, len(orders) - 1, step):
         assert launch(orders[:size], launcher=launcher) == Outcome(
             Failure(Stage.ORDERS, errno.EBADMSG), 125, b""
         ), size
+
+
+def test_without_the_last_byte_all_is_done_but_exec(launcher: Command, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    executed = tmp_path / "executed"
+    orders = encode(shell(f"echo >{executed}", join_fds=(writer,)))
+    assert launch(orders[:-1], launcher=launcher, pass_fds=(writer,)) == Outcome(
+        Failure(Stage.ORDERS, errno.EBADMSG), 125, b""
+    )
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        assert pipe.read() == b"0"
+    assert not executed.exists()
+
+
+def test_one_that_is_killed_before_exec_resets_the_socket(launcher: Command) -> None:
+    reader, writer = os.pipe()
+    full_reader, full_writer = os.pipe()
+    os.write(full_writer, bytes(fcntl.fcntl(full_writer, fcntl.F_GETPIPE_SZ)))
+    ours, theirs = socket.socketpair()
+    fd = str(theirs.fileno())
+    orders = encode(order(b"true", join_fds=(writer, full_writer)))
+    with (
+        ours,
+        subprocess.Popen(
+            [*launcher, fd, fd], pass_fds=[theirs.fileno(), writer, full_writer]
+        ) as process,
+    ):
+        theirs.close()
+        ours.sendall(orders)
+        # All but the last byte is read, then, and it comes no further.
+        assert os.read(reader, 1) == b"0"
+        process.kill()
+        with pytest.raises(ConnectionResetError):
+            ours.recv(100)
+    for descriptor in (reader, writer, full_reader, full_writer):
+        os.close(descriptor)
 
 
 MALFORMED = {
@@ -239,7 +278,7 @@ def garbage(count: int) -> Iterator[bytes]:
         order(b"true", ANY_BYTES, b"", join_fds=(98, 99), stdin="null", stderr="stdout", new_session=True, oom_score_adj=3, 
               nice=1, umask=7, limits=(Limit(7, 1, 1),) * 2, credentials=Credentials(1, 2, (3, 4, 5)), no_new_privs=True,
               directory=b"/")
-    )[8:]  # fmt: skip
+    )[8:-1]  # fmt: skip
     for _ in range(count):
         body = bytearray(whole)
         match chance.randrange(5):
@@ -307,23 +346,26 @@ def test_valgrind_finds_nothing() -> None:
 # --- Parked launchers
 
 
-def test_parked_launcher_ends_silently_when_nobody_will_give_orders(launcher: Command) -> None:
-    assert launch(b"", launcher=launcher) == Outcome(None, 0, b"")
+def test_parked_launcher_ends_by_its_own_signal_when_nobody_will_give_orders(
+    launcher: Command,
+) -> None:
+    assert launch(b"", launcher=launcher) == Outcome(None, unheard(launcher), b"")
 
 
-def test_parked_launcher_joins_before_its_orders_come(launcher: Command) -> None:
-    first_reader, first_writer = os.pipe()
-    second_reader, second_writer = os.pipe()
+def test_parked_launcher_joins_before_its_orders_come(launcher: Command, tmp_path: Path) -> None:
+    directories = tmp_path / "first", tmp_path / "second"
     ours, theirs = socket.socketpair()
-    fds = theirs.fileno(), theirs.fileno(), first_writer, second_writer
-    command = [*launcher, str(fds[0]), str(fds[1]), f"{first_writer},{second_writer}"]
-    with ours, subprocess.Popen(command, pass_fds=set(fds)) as process:
+    for directory in directories:
+        directory.mkdir()
+        os.mkfifo(directory / "cgroup.procs")
+    fd = str(theirs.fileno())
+    command = [*launcher, fd, fd, *map(str, directories)]
+    with ours, subprocess.Popen(command, pass_fds=(theirs.fileno(),)) as process:
         theirs.close()
-        for reader, writer in ((first_reader, first_writer), (second_reader, second_writer)):
-            os.close(writer)
-            assert os.read(reader, 100) == b"0"
-            assert os.read(reader, 100) == b""  # closed: the command will not have it
-            os.close(reader)
+        for directory in directories:
+            with open(directory / "cgroup.procs", "rb") as fifo:
+                # To its end: closed, so that the command will not have it.
+                assert fifo.read() == b"0"
         ours.sendall(encode(order(b"true")))
         assert ours.recv(100) == b""
         assert process.wait(TIMEOUT) == 0
@@ -339,7 +381,6 @@ def test_parked_launcher_joins_before_its_orders_come(launcher: Command) -> None
         ("9", ""),
         ("9", "-1"),
         ("9", "9" * 30),
-        ("9", "8", "7", "6"),
     ],
 )
 def test_command_line_without_an_answer_descriptor_ends_with_125(

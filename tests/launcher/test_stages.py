@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shutil
-import socket
 import struct
 import subprocess
 from pathlib import Path
@@ -18,13 +17,11 @@ from supervisor.orders import (
     Limit,
     Orders,
     Stage,
-    decode_answer,
     encode,
 )
 
 from .conftest import (
     FOLDER,
-    NATIVE,
     NOBODY,
     TIMEOUT,
     TRUE,
@@ -37,6 +34,7 @@ from .conftest import (
     order,
     record,
     script,
+    unheard,
 )
 
 # --- Every stage of failure
@@ -122,43 +120,39 @@ def test_the_stages_of_both_languages_are_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "join", ["999", "1", "x", "999,", ",", "-1", "4294967299", "99999999999999999999"]
+    ("directory", "number"),
+    [
+        ("", errno.ENOENT),
+        ("/nonexistent/cgroup", errno.ENOENT),
+        ("/dev/null", errno.ENOTDIR),
+        ("/", errno.ENOENT),  # There already, but no cgroup.
+        ("/" + "x" * 300, errno.ENAMETOOLONG),
+        ("/" + "x/" * 3000, errno.ENAMETOOLONG),
+    ],
 )
-def test_join_before_orders_fails_as_join(join: str) -> None:
-    assert launch(order(b"true"), join=join) == Outcome(Failure(Stage.JOIN, errno.EBADF), 125, b"")
+def test_cgroup_that_cannot_be_made_and_joined_fails_as_join(directory: str, number: int) -> None:
+    expected = Outcome(Failure(Stage.JOIN, number), 125, b"")
+    assert launch(order(b"true"), cgroups=(directory,)) == expected
 
 
 def test_join_of_what_is_not_open_for_writing_fails_as_join() -> None:
     with open("/dev/null", "rb") as file:
         fd = file.fileno()
         expected = Outcome(Failure(Stage.JOIN, errno.EBADF), 125, b"")
-        assert launch(order(b"true"), join=str(fd), pass_fds=(fd,)) == expected
         assert launch(order(b"true", join_fds=(fd,)), pass_fds=(fd,)) == expected
 
 
-def test_join_cannot_name_the_answer() -> None:
-    ours, theirs = socket.socketpair()
-    fd = str(theirs.fileno())
-    with (
-        ours,
-        theirs,
-        subprocess.Popen([NATIVE, fd, fd, fd], pass_fds=[theirs.fileno()]) as process,
-    ):
-        assert decode_answer(ours.recv(8)) == Failure(Stage.JOIN, errno.EBADF)
-        assert process.wait(TIMEOUT) == 125
-
-
-def test_dead_reader_of_the_answer_changes_nothing(launcher: Command) -> None:
+def test_a_failure_that_nobody_hears_of_shows_in_the_signal_that_ends_it(launcher: Command) -> None:
     answer_reader, answer_writer = os.pipe()
     os.close(answer_reader)
-    for command, status in ((b"/nonexistent", 127), (b"/etc", 126)):
+    for command in (b"/nonexistent", b"/etc"):
         orders_reader, orders_writer = os.pipe()
         arguments = [*launcher, str(orders_reader), str(answer_writer)]
         with subprocess.Popen(arguments, pass_fds=(orders_reader, answer_writer)) as process:
             os.close(orders_reader)
             os.write(orders_writer, encode(order(command)))
             os.close(orders_writer)
-            assert process.wait(TIMEOUT) == status
+            assert process.wait(TIMEOUT) == unheard(launcher)
     os.close(answer_writer)
 
 
