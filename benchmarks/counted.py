@@ -3,8 +3,9 @@
     python -m benchmarks.counted DESCRIPTOR MODULE [ARGUMENT...]
 
 At every SIGUSR1 the counts so far go to the descriptor, as a line of JSON.
-SIGUSR2 begins a profile of the main thread, and the next one ends it: then a
-line goes there too, a list of functions with their calls and own seconds.
+SIGRTMIN begins a profile of the main thread, and the next one ends it: then a
+line goes there too, a list of functions with their calls and own seconds, all
+of them together first. (SIGUSR2 is the daemon's.)
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ class Profiler:
         ]
         self._profile = None
         entries.sort(key=lambda entry: -entry[2])
-        os.write(self._descriptor, json.dumps(entries[:_MOST_EXPENSIVE]).encode() + b"\n")
+        whole = ("all", sum(calls for _, calls, _ in entries), sum(own for _, _, own in entries))
+        report = [whole, *entries[:_MOST_EXPENSIVE]]
+        os.write(self._descriptor, json.dumps(report).encode() + b"\n")
 
 
 def _name(code: CodeType | str) -> str:
@@ -94,7 +97,7 @@ def main() -> None:
         os.write(int(descriptor), json.dumps(counter.counts).encode() + b"\n")
 
     signal.signal(signal.SIGUSR1, report)
-    signal.signal(signal.SIGUSR2, Profiler(int(descriptor)).toggle)
+    signal.signal(signal.SIGRTMIN, Profiler(int(descriptor)).toggle)
     run = trio.run
     trio.run = lambda *args, **options: run(*args, **options, instruments=[counter])
     setattr(trio.to_thread, "run_sync", counter.count_hops(trio.to_thread.run_sync))  # noqa: B010

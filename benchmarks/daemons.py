@@ -162,21 +162,34 @@ class ByUrl(Struct, frozen=True):
         yield Daemon(self.name, CONTRACT, (parts.hostname, parts.port or 80), None)
 
 
-class Canned(Struct, frozen=True):
-    """Not a daemon: it answers everything alike and at once, which is the most that a load generator can see."""
+class Yardstick(Struct, frozen=True):
+    """Not a daemon, but a program of ours that answers like one.
 
-    name: str = "canned answer, no process"
+    Attributes:
+      name: in the tables.
+      module: what is executed, with the port as its argument.
+    """
+
+    name: str
+    module: str
 
     @contextmanager
     def open(self) -> Iterator[Daemon]:
         """Serve until the block is left."""
         port = _free_port()
         with tempfile.TemporaryDirectory(prefix="creche-benchmark-") as directory:
-            command = [sys.executable, "-m", "benchmarks.canned", str(port)]
+            command = [sys.executable, "-m", self.module, str(port)]
             with _program(command, directory) as pid:
                 daemon = Daemon(self.name, CONTRACT, ("127.0.0.1", port), pid)
                 _wait_until_ready(daemon, directory)
                 yield daemon
+
+
+CANNED = Yardstick("canned answer, no process", "benchmarks.canned")
+"""Answers everything alike and at once, which is the most that a load generator can see."""
+
+FLOOR = Yardstick("bare Trio, starts and nothing else", "benchmarks.floor")
+"""Starts processes, and does nothing else for them: the least that a daemon on Trio can take."""
 
 
 def open_all(stack: ExitStack, recipes: Sequence[Recipe]) -> list[Daemon]:

@@ -43,6 +43,7 @@ _STARTERS = (
     Starter("subprocess.Popen: neither", ("popen",)),
     Starter("subprocess.Popen: user", ("popen", *_ANOTHER)),
     Starter("trio.lowlevel.open_process: neither", ("open_process",)),
+    Starter("bare Trio, orders to a parked launcher: neither", ("parked-launcher",)),
     Starter("os.posix_spawn, no pipes", ("posix_spawn",)),
 )
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from .contest import Contender, Result, compete, latencies
-from .daemons import Canned, Creche, Daemon, open_all
+from .daemons import CANNED, FLOOR, Creche, Daemon, open_all
 from .load import is_installed
 from .rates import measure_rates
 from .setting import Foreign, Setting
@@ -102,8 +102,8 @@ def _latencies_and_rates(
         return latencies(title, results, notes)
 
     with ExitStack() as stack:
-        daemons = open_all(stack, setting.daemons)
-        canned = stack.enter_context(Canned().open())
+        daemons = open_all(stack, (*setting.daemons, FLOOR))
+        canned = stack.enter_context(CANNED.open())
         tables = [
             table(
                 f"{what}, one client, back to back",

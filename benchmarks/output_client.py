@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,6 +20,9 @@ class Refused(Exception):
 
 class Truncated(Exception):
     """The connection closed before the body's end."""
+
+
+Call = Callable[..., Awaitable[bytes]]
 
 
 class Client:
@@ -98,6 +101,26 @@ class Client:
             await sock.connect(("127.0.0.1", self.port))
             await trio.SocketStream(sock).send_all(self._head("GET", path, {}))
             yield
+
+    @asynccontextmanager
+    async def kept_alive(self) -> AsyncIterator[Call]:
+        """A function for one call after the other, on a connection of their own.
+
+        Its arguments are those of `json`; it returns the body, and raises Refused.
+        """
+        async with await trio.open_tcp_stream("127.0.0.1", self.port) as stream:
+
+            async def call(method: str, path: str, body: object = None) -> bytes:
+                data = b"" if body is None else json.dumps(body).encode()
+                await stream.send_all(self._head(method, path, {}, len(data)) + data)
+                answer = Body(stream)
+                status = await answer.begin()
+                whole = await answer.rest()
+                if status >= 300:
+                    raise Refused(f"{method} {path}: {status} {whole!r}")
+                return whole
+
+            yield call
 
     @asynccontextmanager
     async def _exchange(

@@ -19,9 +19,15 @@ import trio
 import trio.testing
 
 from supervisor import ProcessSpec, SupervisorConfig, open_supervisor
+from supervisor.launch import Launchers
+from supervisor.reaper import Children
+
+from .floor import orders_of, park
 
 _MIB = 1024 * 1024
 _COMMAND = "/bin/true"
+# Until a launcher that was spawned waits for its orders.
+_PARKING_SECONDS = 0.01
 
 
 async def creche(user: str | None, *, use_cgroups: bool, parked: int, cpu: bool) -> None:
@@ -57,6 +63,27 @@ async def bare_open_process(*, cpu: bool) -> None:
         return seconds
 
     await _serve(once, cpu=cpu)
+
+
+async def parked_launcher(*, cpu: bool) -> None:
+    """Orders to a launcher that was parked before, through Trio and without anything else, until they are carried out.
+
+    To wait for the launcher itself is left out, so of this one `--cpu` says nothing.
+    """
+    spec = ProcessSpec(command=_COMMAND)
+    orders = orders_of(spec)
+    with Launchers(Children()) as launchers:
+
+        async def once() -> float:
+            parked = await park(launchers)
+            await trio.sleep(_PARKING_SECONDS)
+            began = time.perf_counter()
+            leader = await parked.launcher.carry_out(orders, spec)
+            seconds = time.perf_counter() - began
+            await parked.see_it_end(leader)
+            return seconds
+
+        await _serve(once, cpu=cpu)
 
 
 async def bare_run_process(*, cpu: bool) -> None:
@@ -140,7 +167,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "way",
-        choices=["creche", "creche-run", "open_process", "run_process", "popen", "posix_spawn"],
+        choices=[
+            *("creche", "creche-run", "parked-launcher"),
+            *("open_process", "run_process", "popen", "posix_spawn"),
+        ],
     )
     parser.add_argument("--user")
     parser.add_argument("--cgroups", action="store_true")
@@ -155,6 +185,7 @@ def main() -> None:
     ways: dict[str, Callable[[], Awaitable[None]]] = {
         "creche": lambda: creche(options.user, **ours),
         "creche-run": lambda: creche_run(options.user, **ours),
+        "parked-launcher": lambda: parked_launcher(cpu=cpu),
         "open_process": lambda: bare_open_process(cpu=cpu),
         "run_process": lambda: bare_run_process(cpu=cpu),
         "popen": lambda: bare_popen(options.user, cpu=cpu),

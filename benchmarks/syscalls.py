@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+_DETACH_SECONDS = 30.0
 _LINE = re.compile(r"^(\d+) +(\w+)\(")
 
 
@@ -51,7 +52,12 @@ def trace(pid: int) -> Iterator[Trace]:
             finally:
                 threads |= _threads(pid)
                 strace.send_signal(signal.SIGINT)  # It detaches.
-                strace.stderr.read()
+                try:
+                    strace.communicate(timeout=_DETACH_SECONDS)
+                except subprocess.TimeoutExpired:
+                    # A vfork that is under way can neither stop nor, stopped, go on.
+                    strace.kill()
+                    raise
         _count(file, threads, counted)
 
 
