@@ -18,9 +18,9 @@ import trio
 from supervisor.cgroups.mounts import find_own_cgroups
 
 from ..conftest import PATIENCE_SECONDS
+from ..spilling import small_disk
 from ..test_exit_status import kernel_keeps_status
 from ..test_server import Command
-from ..test_spill import _small_disk
 from .lives import GONE, WITHOUT_CGROUPS, Lives, is_dead, lives, wrote
 
 _ROOT = Path(__file__).parent.parent.parent
@@ -201,7 +201,7 @@ async def test_a_keeper_that_is_stopped_holds_up_nobody_and_loses_nothing(tmp_pa
 
 async def test_what_a_full_disk_did_not_take_is_written_later(tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
-    with _small_disk(state_dir):
+    with small_disk(state_dir):
         filler = state_dir / "filler"
         async with lives(state_dir, "--parked-launchers", "0") as daemon:
             await daemon.start()

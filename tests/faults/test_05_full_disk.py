@@ -1,7 +1,7 @@
 """A disk that is full while outputs are spilled to it.
 
 That nobody is ended, that the rest is told, and that spilling goes on when there
-is room again, is in `test_spill.TestFullDisk`. Here are a daemon that is started
+is room again, is in `test_spill_failures.TestFullDisk`. Here are a daemon that is started
 on a full disk, and who else is in it.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 import trio
 
 from ..conftest import PATIENCE_SECONDS
+from ..spilling import numbered, numbered_script, small_disk
 from ..test_server import serving
-from ..test_spill import _numbered, _script, _small_disk
 from ..wire import connect
 from .bystander import ended, unharmed
 
@@ -25,12 +25,12 @@ async def test_a_daemon_on_a_full_disk_serves_and_uses_it_when_there_is_room(
     tmp_path: Path,
 ) -> None:
     state_dir = tmp_path / "disk"
-    with _small_disk(state_dir):
+    with small_disk(state_dir):
         filler = state_dir / "filler"
         subprocess.run(f"cat /dev/zero > {filler}", shell=True, stderr=subprocess.DEVNULL)
         async with serving("--state-dir", str(state_dir)) as (daemon, url):
             async with unharmed(daemon, url) as bystander, await connect(url) as connection:
-                spec = {"command": "sh", "args": ["-c", _script(_SIZE)]}
+                spec = {"command": "sh", "args": ["-c", numbered_script(_SIZE)]}
 
                 async def run() -> dict[str, object]:
                     started = await connection.json("POST", "/processes", spec)
@@ -38,7 +38,7 @@ async def test_a_daemon_on_a_full_disk_serves_and_uses_it_when_there_is_room(
                     record = await ended(connection, started["pid"])
                     assert (record["status"], record["exit_code"]) == ("exited", 0)
                     path = f"/processes/{started['pid']}/stdout/raw"
-                    assert await connection.request("GET", path) == _numbered(0, _SIZE)
+                    assert await connection.request("GET", path) == numbered(0, _SIZE)
                     return record
 
                 record = await run()

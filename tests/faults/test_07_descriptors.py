@@ -18,8 +18,8 @@ from supervisor import OutOfDescriptors, ProcessSpec, SupervisorConfig, open_sup
 from ..conftest import PATIENCE_SECONDS
 from ..injection import injecting
 from ..kernel import children, running_with
+from ..spilling import without_descriptors
 from ..test_server import Command, serving
-from ..test_spill import _without_descriptors
 from ..wire import connect
 from .bystander import ended, open_descriptors, unharmed
 
@@ -139,7 +139,7 @@ async def test_a_shortage_is_not_taken_for_a_user_that_is_not_there() -> None:
                 await trio.lowlevel.checkpoint()
         for user in ("games", str(pwd.getpwnam("games").pw_uid)):
             spec = ProcessSpec(command="id", args=("-G",), user=user)
-            with _without_descriptors(), pytest.raises(OutOfDescriptors):
+            with without_descriptors(), pytest.raises(OutOfDescriptors):
                 await supervisor.start(spec)
             groups = os.getgrouplist("games", pwd.getpwnam("games").pw_gid)
             assert [*map(int, (await supervisor.run(spec)).stdout.split())] == groups

@@ -1,6 +1,6 @@
 """A flood of output: memory and disk stay within their bounds, and what is missing is told.
 
-`test_spill` has the bounds of many floods at once; here a daemon of its own is
+`test_output_bounds` has the bounds of many floods at once; here a daemon of its own is
 measured while others use it.
 """
 
