@@ -36,10 +36,8 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 
-import msgspec
 import trio
 
 from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
@@ -51,12 +49,8 @@ from .spec import OutputPolicy
 from .spill import Place, Poured, Source, Spill, SpillFile
 from .store import OutputStore
 from .tail import Tail
+from .window import Window
 
-# What a chunk takes in memory besides its bytes, in CPython 3.11.
-_CHUNK_OVERHEAD_BYTES = 256
-# Chunks of the same millisecond are merged up to here: a process that writes
-# single bytes must not cost 256 times as much.
-_MERGED_BYTES = 4096
 # After a failure the disk is tried again when so much more has come.
 _RETRY_BYTES = 1024 * 1024
 # Whoever reads lines, and hands on the parts of long ones, holds no more than this of both streams.
@@ -83,22 +77,18 @@ class OutputLog:
 
     __slots__ = (
         "__weakref__",
-        "_chunks",
         "_closed",
         "_counts",
-        "_disk_end",
         "_is_over",
         "_is_payer",
         "_is_writing",
-        "_kept_in_memory",
-        "_memory_cost",
         "_name",
         "_policy",
         "_readers",
         "_retry_at",
         "_spill",
         "_store",
-        "_unspilled_cost",
+        "_window",
         "readership",
         "spill_error",
     )
@@ -109,15 +99,10 @@ class OutputLog:
         self._store = store
         self._name = name
         self._policy = policy or store.limits.policy
-        self._chunks: list[Chunk] = []
+        self._window = Window(store)
         self._counts = Counts()
         self.readership = Readership() if self._policy == "block" else None
-        self._memory_cost = 0
-        # Of what is not on disk.
-        self._unspilled_cost = 0
-        self._kept_in_memory = 0
         self._spill: Spill | None = None
-        self._disk_end = 0
         self._is_writing = False
         self._is_payer = False
         # Under `drop_newest`: past its own bound, and from then on nothing is kept. What
@@ -128,17 +113,14 @@ class OutputLog:
         self._readers = trio.lowlevel.ParkingLot()
         self.spill_error: str | None = None
 
-    def __del__(self) -> None:
-        # The bound of all logs together is of those that take memory.
-        self._store.memory_bytes -= self._memory_cost
-
     @property
     def start(self) -> int:
         """The position of the oldest byte that is still kept."""
         oldest = self._spill.oldest if self._spill is not None else None
         if oldest is not None:
             return oldest.start.position
-        return self._chunks[0].position if self._chunks else self.end
+        chunk = self._window.oldest
+        return self.end if chunk is None else chunk.position
 
     @property
     def start_offsets(self) -> Offsets:
@@ -146,7 +128,8 @@ class OutputLog:
         oldest = self._spill.oldest if self._spill is not None else None
         if oldest is not None:
             return oldest.start.offsets
-        return self._chunks[0].offsets if self._chunks else self.end_offsets
+        chunk = self._window.oldest
+        return self.end_offsets if chunk is None else chunk.offsets
 
     @property
     def end(self) -> int:
@@ -166,7 +149,7 @@ class OutputLog:
     @property
     def kept_bytes(self) -> int:
         """How many bytes can be read."""
-        return self._kept_in_memory + (0 if self._spill is None else self._spill.kept_bytes)
+        return self._window.unspilled_bytes + (0 if self._spill is None else self._spill.kept_bytes)
 
     @property
     def dropped_bytes(self) -> int:
@@ -187,7 +170,7 @@ class OutputLog:
     @property
     def unspilled(self) -> list[Chunk]:
         """What is in memory and not on disk."""
-        return self._chunks[self._first_from(self._disk_end) :]
+        return self._window.unspilled
 
     @property
     def drops_newest(self) -> bool:
@@ -219,15 +202,12 @@ class OutputLog:
         self._counts = counts
         if spill is not None and spill.oldest is not None:
             self._spill = spill
-            self._disk_end = counts.end
+            self._window.disk_end = counts.end
             self._become_payer()
         for chunk in chunks:
             if chunk.position >= counts.end:
                 counts.note(chunk)
-                self._chunks.append(chunk)
-                self._kept_in_memory += len(chunk.data)
-                self._unspilled_cost += _cost(chunk)
-                self._charge(_cost(chunk))
+                self._window.append(chunk, merges=False)
 
     # --- writing ---
 
@@ -240,25 +220,8 @@ class OutputLog:
         if is_full:
             self._is_over = self._is_over or self._is_at_its_bound
             return
-        cost = len(data)
-        last = self._chunks[-1] if self._chunks else None
-        if (
-            last is not None
-            and last.stream == stream
-            and last.timestamp_ms == timestamp_ms
-            and len(last.data) < _MERGED_BYTES
-            and last.end == chunk.position
-            and last.position >= self._disk_end
-            and not self._is_writing
-        ):
-            self._chunks[-1] = msgspec.structs.replace(last, data=last.data + data)
-        else:
-            self._chunks.append(chunk)
-            cost += _CHUNK_OVERHEAD_BYTES
-        self._kept_in_memory += len(data)
-        self._unspilled_cost += cost
-        self._charge(cost)
-        if self._memory_cost > self._store.trim_above_bytes:
+        self._window.append(chunk, merges=not self._is_writing)
+        if self._window.cost > self._store.trim_above_bytes:
             self._trim()
         self._readers.unpark_all()
 
@@ -273,7 +236,9 @@ class OutputLog:
     @property
     def is_settled(self) -> bool:
         """Whether `settle` has nothing to do."""
-        has_too_much = self._unspilled_cost > self._store.limits.memory_bytes and self._can_spill
+        has_too_much = (
+            self._window.unspilled_cost > self._store.limits.memory_bytes and self._can_spill
+        )
         return not has_too_much and (self.readership is None or self._closed or not self._is_full)
 
     async def settle(self, source: Source | None = None) -> None:
@@ -286,7 +251,7 @@ class OutputLog:
           source: gives what is to be appended next, and is called in a thread;
             what it has is spilled in the same go.
         """
-        if self._unspilled_cost > self._store.limits.memory_bytes and self._can_spill:
+        if self._window.unspilled_cost > self._store.limits.memory_bytes and self._can_spill:
             await self._spill_unspilled(source)
         if self._closed:
             if self._spill is not None:
@@ -313,18 +278,18 @@ class OutputLog:
         limits = self._store.limits
         if self._store.memory_bytes > limits.total_memory_bytes:
             return True
-        if self._stays_in_memory and self._unspilled_cost >= self._store.unspilled_bytes:
+        if self._stays_in_memory and self._window.unspilled_cost >= self._store.unspilled_bytes:
             return True
         if not self._store.can_spill:
             return False
-        is_total = self._store.disk_bytes + self._unspilled_cost >= limits.total_bytes
+        is_total = self._store.disk_bytes + self._window.unspilled_cost >= limits.total_bytes
         return is_total or self._is_at_its_bound
 
     @property
     def _is_at_its_bound(self) -> bool:
         """Whether this log is as large as one may be."""
         spilled = 0 if self._spill is None else self._spill.size
-        return spilled + self._unspilled_cost >= self._store.limits.log_bytes
+        return spilled + self._window.unspilled_cost >= self._store.limits.log_bytes
 
     @property
     def _stays_in_memory(self) -> bool:
@@ -341,7 +306,7 @@ class OutputLog:
             self._spill = self._store.spill(self._name)
             self._become_payer()
         spill = self._spill
-        while waiting := self._chunks[self._first_from(self._disk_end) :]:
+        while waiting := self._window.unspilled:
             chunks = _first_of(waiting, spill.file_bytes)
             from_source = source if len(chunks) == len(waiting) else None
             # From here on they stay in memory, whoever needs it.
@@ -382,28 +347,20 @@ class OutputLog:
         """Drop a file, and what is in memory of it."""
         assert self._spill is not None
         self._spill.drop(file)
-        self._drop_chunks(bisect_left(self._chunks, file.extent.end, key=_position))
+        self._window.drop_before(file.extent.end)
 
     def _take_in(self, chunks: list[Chunk], poured: Poured) -> None:
         """Know what is on disk now, and what else has come from the source."""
         if not poured.rest or poured.rest[0] is not chunks[0]:
-            self._disk_end = poured.extent.end
-            for chunk in chunks:
-                self._unspilled_cost -= _cost(chunk)
-                self._kept_in_memory -= len(chunk.data)
-            new = poured.rest
-            self._chunks += new
-            for chunk in new:
-                self._unspilled_cost += _cost(chunk)
-                self._kept_in_memory += len(chunk.data)
-                self._charge(_cost(chunk))
+            self._window.note_spilled(chunks, poured.extent.end)
+            self._window.extend(poured.rest)
         counts = self._counts
         if poured.counts.end > counts.end:
             self._counts = poured.counts
             self._readers.unpark_all()
         if poured.counts.end > counts.end or not poured.is_kept:
             # What follows the copies in memory is on disk alone, or their file has gone.
-            self._drop_chunks(bisect_right(self._chunks, self._disk_end, key=_end))
+            self._window.drop_spilled()
 
     def _drop_while(self, is_done_with: Callable[[Offsets], bool]) -> bool:
         """Drop the oldest output that readers are done with, as far as it is in the way; whether any was.
@@ -418,8 +375,8 @@ class OutputLog:
                 if not is_done_with(oldest.extent.end_offsets):
                     break
                 self._drop_file(oldest)
-            elif self._chunks and is_done_with(self._chunks[0].end_offsets):
-                self._drop_chunks(1)
+            elif (chunk := self._window.oldest) and is_done_with(chunk.end_offsets):
+                self._window.drop(1)
             else:
                 break
             has_dropped = True
@@ -427,46 +384,21 @@ class OutputLog:
 
     def _trim(self) -> None:
         """Let go of what is in memory beyond its bounds."""
-        limits = self._store.limits
-        if self._memory_cost > limits.memory_bytes:
+        window, limits = self._window, self._store.limits
+        if window.cost > limits.memory_bytes:
             self._become_payer()
-        # What is on disk as well is no loss.
-        count, excess = 0, self._memory_cost - limits.memory_bytes
-        while (
-            excess > 0 and count < len(self._chunks) and self._chunks[count].end <= self._disk_end
-        ):
-            excess -= _cost(self._chunks[count])
-            count += 1
-        self._drop_chunks(count)
+            # What is on disk as well is no loss.
+            window.drop_spilled(window.cost - limits.memory_bytes)
         bound = self._store.unspilled_bytes
-        is_over = self._stays_in_memory and self._unspilled_cost > bound
+        is_over = self._stays_in_memory and self._window.unspilled_cost > bound
         if is_over and self._policy == "drop_oldest":
             # Down to 7/8, so that the shift of a long list is paid once for many chunks.
-            self._drop_memory(self._unspilled_cost - bound * 7 // 8)
+            self._drop_memory(self._window.unspilled_cost - bound * 7 // 8)
 
     def _drop_memory(self, cost: int) -> None:
         """Drop the oldest in memory, but never the newest chunk."""
-        count = 0
-        while cost > 0 and count < len(self._chunks) - 1:
-            cost -= _cost(self._chunks[count])
-            count += 1
         if not self._is_writing:
-            self._drop_chunks(count)
-
-    def _drop_chunks(self, count: int) -> None:
-        dropped = self._chunks[:count]
-        del self._chunks[:count]
-        freed = 0
-        for chunk in dropped:
-            freed += _cost(chunk)
-            if chunk.position >= self._disk_end:
-                self._unspilled_cost -= _cost(chunk)
-                self._kept_in_memory -= len(chunk.data)
-        self._charge(-freed)
-
-    def _charge(self, cost: int) -> None:
-        self._memory_cost += cost
-        self._store.charge(cost)
+            self._window.drop_cost(cost)
 
     # --- a payer for all logs together ---
 
@@ -478,7 +410,7 @@ class OutputLog:
     @property
     def memory_to_drop(self) -> int:
         """How many bytes of memory it could give."""
-        return 0 if self._is_writing or len(self._chunks) < 2 else self._memory_cost
+        return 0 if self._is_writing or len(self._window) < 2 else self._window.cost
 
     @property
     def disk_to_drop(self) -> int:
@@ -487,7 +419,7 @@ class OutputLog:
 
     def drop_memory(self) -> None:
         """Give an eighth of its memory, so that others may have it."""
-        self._drop_memory(self._memory_cost // 8)
+        self._drop_memory(self._window.cost // 8)
 
     def drop_disk(self) -> None:
         """Give its oldest file."""
@@ -520,9 +452,8 @@ class OutputLog:
 
         And not much else: what comes before it is of less than a megabyte.
         """
-        index = bisect_right(self._chunks, offset, key=lambda chunk: chunk.offsets.of(stream)) - 1
-        if index >= 0:
-            return self._chunks[index].position
+        if (chunk := self._window.before_offset(stream, offset)) is not None:
+            return chunk.position
         mark = None if self._spill is None else self._spill.mark_before(offset, stream)
         return self.start if mark is None else mark.position
 
@@ -545,7 +476,7 @@ class OutputLog:
         """Show a tail the output, from its end on backwards, until it has found its beginning."""
         await trio.lowlevel.checkpoint()
         segments = [] if self._spill is None else self._spill.segments()
-        for chunk in reversed(self._chunks[self._first_from(self._disk_end) :]):
+        for chunk in reversed(self._window.unspilled):
             tail.add(chunk)
             if tail.is_found:
                 return
@@ -571,22 +502,9 @@ class OutputLog:
         Raises:
           OutOfResources: for now; nothing is lost.
         """
-        first = self._first_from(position)
-        if first < len(self._chunks) and (
-            self._spill is None
-            or self._chunks[first].position <= position
-            or position >= self._disk_end
-        ):
-            size, last = 0, first
-            while last < len(self._chunks) and size < max_bytes:
-                chunk = self._chunks[last]
-                if last > first and self._chunks[last - 1].end < min(
-                    chunk.position, self._disk_end
-                ):
-                    break  # In between there may be some on disk.
-                size += len(chunk.data)
-                last += 1
-            return self._chunks[first:last], None
+        is_first = self._spill is None
+        if chunks := self._window.read_from(position, max_bytes, is_first=is_first):
+            return chunks, None
         while (spill := self._spill) is not None:
             if place is None or place.file.is_dropped or place.place >= place.file.extent.size:
                 place = spill.place_of(position)
@@ -605,18 +523,13 @@ class OutputLog:
             if chunks:
                 return chunks, place
         # Nothing of it on disk: what there is begins in memory, behind a hole.
-        if position < self._disk_end:
-            return await self.read_from(self._disk_end, max_bytes, None)
+        if position < self._window.disk_end:
+            return await self.read_from(self._window.disk_end, max_bytes, None)
         return [], None
 
     async def wait_for_more(self) -> None:
         """Wait until something is appended, or the log is closed. For cursors."""
         await self._readers.park()
-
-    def _first_from(self, position: int) -> int:
-        """The index of the first chunk in memory that ends behind `position`."""
-        index = bisect_right(self._chunks, position, key=_position)
-        return index - (index > 0 and self._chunks[index - 1].end > position)
 
 
 def _first_of(chunks: list[Chunk], size: int) -> list[Chunk]:
@@ -626,15 +539,3 @@ def _first_of(chunks: list[Chunk], size: int) -> list[Chunk]:
         size -= len(chunks[count].data)
         count += 1
     return chunks[:count]
-
-
-def _position(chunk: Chunk) -> int:
-    return chunk.position
-
-
-def _end(chunk: Chunk) -> int:
-    return chunk.end
-
-
-def _cost(chunk: Chunk) -> int:
-    return len(chunk.data) + _CHUNK_OVERHEAD_BYTES
