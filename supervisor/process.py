@@ -38,7 +38,8 @@ _ENDED: Final = trio.Event()
 _ENDED.set()
 LOST: Final = End(exit_status=UNKNOWN, timed_out=False, oom_kills=0, members_killed=0, usage=None)
 """The end of a process that ended without a supervisor, and without a trace."""
-
+# Most get none, so that this costs nothing.
+_NO_SIGNALS: Final[frozenset[int]] = frozenset()
 
 class Process:
     """A started process. Made by `Supervisor.start`, which owns its tasks.
@@ -113,8 +114,7 @@ class Process:
         self._end: End | None = None
         self._leaf: Leaf | None = None
         self._outlived: trio.Event | None = None
-        # Most get none, so that this costs nothing.
-        self.signals_sent: frozenset[int] = frozenset()
+        self.signals_sent = _NO_SIGNALS
         self._ended = trio.Event()
 
     def __repr__(self) -> str:

@@ -1,4 +1,8 @@
-"""What became of a process: the structs that callers and clients see."""
+"""What became of a process: the structs that callers and clients see.
+
+Those that are kept of every process are none of the garbage collector's business,
+as in `chunk`: they hold nothing that could refer back to them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ Status = Literal["running", "exited", "signaled", "oom_killed"]
 Reason = Literal["exited", "signaled", "oom_killed", "timed_out", "unknown"]
 
 
-class ExitStatus(Struct, frozen=True):
+class ExitStatus(Struct, frozen=True, gc=False):
     """How the leader ended, as the kernel told it to its parent (waitid(2)).
 
     Exactly one of code and signal is set, except that both are None when that
@@ -24,7 +28,7 @@ class ExitStatus(Struct, frozen=True):
     oom_killed: bool = False
 
 
-class Usage(Struct, frozen=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True, gc=False):
     """What a unit has used, its descendants included; None where no controller counts it.
 
     Attributes:
@@ -43,7 +47,7 @@ class Usage(Struct, frozen=True, kw_only=True):
     major_page_faults: int | None
 
 
-class End(Struct, frozen=True, kw_only=True):
+class End(Struct, frozen=True, kw_only=True, gc=False):
     """Everything that became final with a process's end.
 
     Attributes:

@@ -69,7 +69,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
 
-class ProcessSpec(Struct, frozen=True, kw_only=True):
+class ProcessSpec(Struct, frozen=True, kw_only=True, gc=False):
     """What to start.
 
     Strings become bytes by `os.fsencode`, so a Python caller can pass any
