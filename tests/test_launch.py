@@ -16,11 +16,12 @@ import pytest
 import trio
 
 import supervisor as creche
-from supervisor import ProcessSpec, Supervisor, launch, open_supervisor
+from supervisor import ProcessSpec, Supervisor, SupervisorConfig, launch, open_supervisor
 from supervisor.launch import Launcher
 from supervisor.leader import Leader
 from supervisor.reaper import Children
 
+from .conftest import PATIENCE_SECONDS
 from .kernel import children as all_children
 
 
@@ -216,6 +217,20 @@ async def test_a_child_has_three_descriptors_and_a_session_of_its_own(
     *descriptors, ids = result.stdout.decode().splitlines()
     assert set(descriptors) - {"10"} == {"0", "1", "2"}  # 10 is dash's own, for a script.
     assert len(set(ids.split())) == 1
+
+
+async def test_a_parked_launcher_holds_nothing_that_the_program_has_left_inheritable() -> None:
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    async with open_supervisor(SupervisorConfig(parked_launchers=4)) as supervisor:
+        # Each start is followed by another launcher that is parked.
+        for _ in range(8):
+            await supervisor.run(ProcessSpec(command="true"))
+        os.close(writer)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await trio.lowlevel.wait_readable(reader)
+        assert os.read(reader, 1) == b""
+    os.close(reader)
 
 
 async def test_no_signal_is_ignored_or_blocked_at_birth(supervisor: Supervisor) -> None:

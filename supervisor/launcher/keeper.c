@@ -245,7 +245,7 @@ static void serve(void)
     struct rights rights = { 0 };
     struct piece piece = { &message, sizeof message };
     struct packet packet = { .pieces = &piece, .piece_count = 1, .control = &rights, .control_size = sizeof rights };
-    long size = sys_receive(connection, &packet);
+    long size = sys_receive(connection, &packet, MSG_DONTWAIT);
     if (size == -EAGAIN || size == -EINTR || size == -ENOMEM || size == -ECONNRESET)
         return;
     uint32_t received = 0;
@@ -314,7 +314,7 @@ static void detach(void)
     int fd;
     must(sys_dup(1, LISTENER));
     must(sys_dup(0, FIRST_CONNECTION));
-    sys_close_range(FIRST_CONNECTION + 1, ~0U); /* not before Linux 5.9, but then there is only what the starter has left open */
+    sys_close_range(FIRST_CONNECTION + 1, ~0U, 0); /* not before Linux 5.9, but then there is only what the starter has left open */
     must(fd = (int)sys_open("/dev/null", O_RDWR));
     for (int stream = 0; stream < LISTENER; stream++)
         must(sys_dup(fd, stream));

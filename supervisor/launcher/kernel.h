@@ -73,7 +73,7 @@ __asm__(".text\n .globl _start\n .type _start, %function\n _start:\n" ENTRY);
 
 enum { EPERM = 1, ENOENT = 2, EINTR = 4, EBADF = 9, EAGAIN = 11, ENOMEM = 12, EACCES = 13, EEXIST = 17, ENOTDIR = 20, EISDIR = 21, EINVAL = 22,
        EMFILE = 24, ENAMETOOLONG = 36, EBADMSG = 74, EMSGSIZE = 90, ECONNRESET = 104 };
-enum { O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, AT_FDCWD = -100, F_SETFD = 2, FD_CLOEXEC = 1 };
+enum { O_RDONLY = 0, O_WRONLY = 1, O_RDWR = 2, AT_FDCWD = -100, F_SETFD = 2, FD_CLOEXEC = 1, F_DUPFD_CLOEXEC = 1030 };
 enum { CLOSE_RANGE_CLOEXEC = 4, PROT_READ_WRITE = 3, MAP_PRIVATE_ANONYMOUS = 0x22, TIOCSCTTY = 0x540E };
 enum { SIGKILL = 9, SIGPIPE = 13, SIGCHLD = 17, SIGSTOP = 19, SIGNALS_END = 65, SIG_SETMASK = 2 };
 enum { PR_SET_DUMPABLE = 4, PR_SET_NAME = 15, PR_SET_NO_NEW_PRIVS = 38, RLIMIT_NOFILE = 7, POLLIN = 1, POLLOUT = 4 };
@@ -106,8 +106,8 @@ static inline long sys_open(const char *path, int flags) { return call(SYS_opena
 static inline long sys_mkdir(const char *path, int mode) { return call(SYS_mkdirat, AT_FDCWD, (long)path, mode, 0, 0); }
 static inline long sys_close(int fd) { return call(SYS_close, fd, 0, 0, 0, 0); }
 static inline long sys_dup(int from, int to) { return call(SYS_dup3, from, to, 0, 0, 0); }
+static inline long sys_dup_from(int from, int least) { return call(SYS_fcntl, from, F_DUPFD_CLOEXEC, least, 0, 0); }
 static inline long sys_set_cloexec(int fd) { return call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC, 0, 0); }
-static inline long sys_set_cloexec_from(unsigned fd) { return call(SYS_close_range, fd, ~0U, CLOSE_RANGE_CLOEXEC, 0, 0); }
 static inline long sys_getdents(int fd, void *into, size_t size) { return call(SYS_getdents64, fd, (long)into, (long)size, 0, 0); }
 static inline long sys_allocate(size_t size)
 {
@@ -160,7 +160,10 @@ static inline long sys_execve(const char *path, char **arguments, char **environ
 {
     return call(SYS_execve, (long)path, (long)arguments, (long)environment, 0, 0);
 }
-static inline long sys_close_range(unsigned first, unsigned last) { return call(SYS_close_range, first, last, 0, 0, 0); }
+static inline long sys_close_range(unsigned first, unsigned last, int flags)
+{
+    return call(SYS_close_range, first, last, flags, 0, 0);
+}
 static inline long sys_accept(int listener) { return call(SYS_accept4, listener, 0, 0, 0, 0); }
 static inline long sys_get_peer(int fd, struct peer *peer)
 {
@@ -171,9 +174,9 @@ static inline long sys_send(int fd, const struct packet *packet)
 {
     return call(SYS_sendmsg, fd, (long)packet, MSG_DONTWAIT | MSG_NOSIGNAL, 0, 0);
 }
-static inline long sys_receive(int fd, struct packet *packet)
+static inline long sys_receive(int fd, struct packet *packet, int flags)
 {
-    return call(SYS_recvmsg, fd, (long)packet, MSG_DONTWAIT, 0, 0);
+    return call(SYS_recvmsg, fd, (long)packet, flags, 0, 0);
 }
 static inline long sys_poll(struct poll *polls, size_t count, struct time *patience)
 {

@@ -1,6 +1,7 @@
 /* The launcher: the program that each child of the supervisor starts as, and that becomes the command.
  *
  *     launcher ORDERS_FD ANSWER_FD [CGROUP_DIRECTORY...]
+ *     launcher 0 0 [CGROUP_DIRECTORY...]
  *
  * The guarantee. Either the command runs, with every order carried out, or it never runs at all, and the answer says which
  * order failed and why. No order is skipped, and none gives way to something weaker.
@@ -16,22 +17,26 @@
  *    uses, that the command never ran. So a *parked* launcher ends, one that was started ahead of need and waits for orders.
  *  - Exit 125, without an answer: the command line names no ANSWER_FD.
  *
- * The descriptors are blocking ones. ORDERS_FD is a pipe or a stream socket; if a socket, it may be ANSWER_FD too.
+ * The descriptors are blocking ones. ORDERS_FD is a pipe or a stream socket; if a socket, it may be ANSWER_FD too. In the
+ * second form both are a Unix socket on descriptor 0, on which one more byte comes before the orders, and with it the
+ * descriptor that is to be 0 (SCM_RIGHTS, unix(7)). So whoever starts many launchers need pass them nothing but descriptors 0
+ * to 2, and need close no others between fork and exec, which with thousands open takes milliseconds.
  *
  * What the command gets beside its orders: all signals at their default and none blocked, no descriptor above 2, and, when it
  * is to be another user than root, no capability. Otherwise it inherits from whoever started the launcher.
  *
- * Theory of operation. What needs no orders comes first, so that a parked launcher has done it when they come: mark all
- * descriptors close-on-exec, make and join the cgroups of the command line (a directory that is there already is fine), reset
- * the signals. Marking so early is enough: the launcher opens nothing that it keeps, and ORDERS_FD and ANSWER_FD stay usable
- * until exec. The cgroups are made here because mkdir takes the kernel 0.1 ms, for which a supervisor's loop would stand still.
- * Then the orders are read into one mapping, and checked to their end before any is carried out. That mapping is the only memory
- * ever asked for, so that no limit that they set can fail the launcher itself. The strings that exec needs are used where they
- * lie.
+ * Theory of operation. What needs no orders comes first, so that a parked launcher has done it when they come: close all other
+ * descriptors (in the first form, which may be given some for its orders, mark them close-on-exec), make and join the cgroups
+ * of the command line (a directory that is there already is fine), reset the signals. Marking so early is enough: the launcher
+ * opens nothing that it keeps, and ORDERS_FD and ANSWER_FD stay usable until exec. The cgroups are made here because mkdir
+ * takes the kernel 0.1 ms, for which a supervisor's loop would stand still. Then the orders are read into one mapping, and
+ * checked to their end before any is carried out. That mapping is the only memory ever asked for, so that no limit that they
+ * set can fail the launcher itself. The strings that exec needs are used where they lie.
  *
  * Orders, all little endian: {u32 magic, u32 size}, then `size` bytes of records, then one more byte, of any value, which is
- * left unread until all is done. A record is {u16 tag, u16 zero, u32 length} and `length` bytes, padded to a multiple of 8. The tag is the stage, and the order of the tags is the order of the deeds, so
- * records come in ascending order of tag; the launcher walks along them and does what they say. The order is chosen so that
+ * left unread until all is done. A record is {u16 tag, u16 zero, u32 length} and `length` bytes, padded to a multiple of 8. The
+ * tag is the stage, and the order of the tags is the order of the deeds, so records come in ascending order of tag; the
+ * launcher walks along them and does what they say. The order is chosen so that
  *
  *  - the cgroups come first, so that everything else is accounted there;
  *  - what opens files or needs privilege comes before the limits (RLIMIT_NOFILE could forbid the first) and before the user;
@@ -65,7 +70,7 @@
  *     32 ORDERS                not readable (errno of read), larger than 8 MiB (EMSGSIZE), cut short or malformed (EBADMSG)
  *     33 MEMORY                no memory for the orders
  *     34 SIGNALS               signals could not be reset
- *     35 DESCRIPTORS           descriptors could not be marked close-on-exec
+ *     35 DESCRIPTORS           descriptors could not be closed, or marked close-on-exec; or the one that is to be 0 did not come
  *     36 INTERPRETER           the command exists, but what it names to run it (`#!`, or the ELF loader) does not
  *
  * The starter may use vfork: from the exec of the launcher on it is free, and waits for nothing that is done here.
@@ -78,11 +83,13 @@ enum stage {
     ORDERS = 32, MEMORY, SIGNALS, DESCRIPTORS, INTERPRETER
 };
 
-enum { MAGIC = 0x31524c43 /* "CLR1" */, MAX_SIZE = 8 << 20, ALIGNMENT = 8, MIN_DESCRIPTOR = 3, STATUS_FAILED = 125, NEVER_EXECUTED = 64 };
+enum { MAGIC = 0x31524c43 /* "CLR1" */, MAX_SIZE = 8 << 20, ALIGNMENT = 8, MIN_DESCRIPTOR = 3 };
+enum { STATUS_FAILED = 125, NEVER_EXECUTED = 64 };
 
 struct header { uint32_t magic, size; };
 struct record { uint16_t tag, zero; uint32_t length, value[]; };
 struct program { char *command, **arguments, **environment; };
+struct rights { size_t size; int32_t level, type, fd, padding; }; /* a cmsghdr and the descriptor that it carries (cmsg(3)) */
 
 static int answer_fd, orders_fd;
 
@@ -127,9 +134,12 @@ static int take_descriptor(char **text)
     return fd < MIN_DESCRIPTOR ? -1 : fd;
 }
 
-static void close_descriptors_on_exec(void)
+static int is_zero(const char *text) { return text[0] == '0' && !text[1]; }
+
+/* Closes all descriptors above 2, at once or on exec. */
+static void close_descriptors(int on_exec)
 {
-    if (sys_set_cloexec_from(MIN_DESCRIPTOR) == 0)
+    if (sys_close_range(MIN_DESCRIPTOR, ~0U, on_exec ? CLOSE_RANGE_CLOEXEC : 0) == 0)
         return;
     /* Linux before 5.11, or a seccomp filter that does not know the call. Not a loop up to the limit: that may be 2^30. */
     _Alignas(struct entry) char entries[1024];
@@ -139,10 +149,28 @@ static void close_descriptors_on_exec(void)
         for (long at = 0; at < size; at += ((struct entry *)(entries + at))->size) {
             char *name = ((struct entry *)(entries + at))->name;
             int fd = take_descriptor(&name); /* -1 for "." and ".." too */
-            if (fd >= 0)
-                must(DESCRIPTORS, sys_set_cloexec(fd));
+            if (fd >= 0 && fd != directory)
+                must(DESCRIPTORS, on_exec ? sys_set_cloexec(fd) : sys_close(fd));
         }
     sys_close(directory);
+}
+
+/* Takes what is to be descriptor 0 from the socket that is there now, and the socket away from there. */
+static void take_stdin(void)
+{
+    char byte;
+    struct rights rights = { 0 };
+    struct piece piece = { &byte, 1 };
+    struct packet packet = { .pieces = &piece, .piece_count = 1, .control = &rights, .control_size = sizeof rights };
+    orders_fd = answer_fd = (int)must(DESCRIPTORS, sys_dup_from(0, MIN_DESCRIPTOR));
+    long size;
+    while ((size = sys_receive(orders_fd, &packet, 0)) == -EINTR) {}
+    if (must(DESCRIPTORS, size) == 0)
+        end_unread();
+    if (packet.control_size < sizeof rights - sizeof rights.padding || rights.type != SCM_RIGHTS)
+        fail(DESCRIPTORS, packet.flags & MSG_CTRUNC ? EMFILE : EBADMSG); /* no room for it, or there was none */
+    must(DESCRIPTORS, sys_dup(rights.fd, 0));
+    sys_close(rights.fd);
 }
 
 static void join(int fd)
@@ -374,11 +402,18 @@ static _Noreturn void execute(const struct program *program)
 _Noreturn void launch(long *stack)
 {
     char **argv = (char **)(stack + 1);
-    if (stack[0] < 3 || (answer_fd = take_descriptor(&argv[2])) < 0)
+    if (stack[0] < 3)
         sys_exit(STATUS_FAILED);
-    orders_fd = take_descriptor(&argv[1]);
+    int stdin_comes = is_zero(argv[1]) && is_zero(argv[2]); /* and answer_fd is 0 until it has */
+    if (!stdin_comes) {
+        if ((answer_fd = take_descriptor(&argv[2])) < 0)
+            sys_exit(STATUS_FAILED);
+        orders_fd = take_descriptor(&argv[1]);
+    }
     sys_set_name("creche-launcher"); /* it may have been executed by a number (/proc/self/fd) */
-    close_descriptors_on_exec();
+    close_descriptors(!stdin_comes);
+    if (stdin_comes)
+        take_stdin();
     for (char **directory = argv + 3; *directory; directory++)
         make_and_join(*directory);
     reset_signals();
