@@ -10,6 +10,7 @@ The public names are the ones listed in `__all__`.
 """
 
 from .chunk import Chunk, Offsets, Stream
+from .config import SupervisorConfig
 from .cursor import Cursor
 from .errors import (
     ArgumentListTooLong,
@@ -54,7 +55,7 @@ from .record import ExitStatus, ProcessRecord, Reason, RunResult, Status, Usage
 from .registry import Retention
 from .spec import Limits, OutputMode, OutputPolicy, ProcessSpec, StdinMode, User
 from .store import OutputLimits, OutputStore
-from .supervisor import Supervisor, SupervisorConfig, open_supervisor
+from .supervisor import Supervisor, open_supervisor
 
 __all__ = [
     "ArgumentListTooLong",

@@ -41,6 +41,7 @@ LOST: Final = End(exit_status=UNKNOWN, timed_out=False, oom_kills=0, members_kil
 # Most get none, so that this costs nothing.
 _NO_SIGNALS: Final[frozenset[int]] = frozenset()
 
+
 class Process:
     """A started process. Made by `Supervisor.start`, which owns its tasks.
 

@@ -4,101 +4,31 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from pathlib import Path
 
 import msgspec
 import trio
-from msgspec import Struct
 
-from .accounts import LOGIN_VARIABLES, Account, Accounts
 from .attributes import Attributes
+from .config import SupervisorConfig
 from .environment import BaseEnvironment, Environment
 from .errors import KeyReused, SpecError, StateDirUnusable, StdinNotWritable, SupervisorClosed
 from .host import Capabilities, Host
+from .identities import Identities
 from .inheritance import Inheritance, open_inheritance
-from .launch import resource_error
 from .life import Circumstances, Launched, live, live_on
 from .output import OutputLog
 from .process import Process, now_ms
 from .record import RunResult
-from .registry import Registry, Retention
-from .session import MARK_NAME
-from .spec import Limits, OomScoreAdj, ProcessSpec, StdinMode, Umask, User
-from .store import OutputLimits, OutputStore
+from .registry import Registry
+from .spec import Limits, ProcessSpec, StdinMode
+from .store import OutputStore
 from .survival import Survival, open_survival
 
 _logger = logging.getLogger(__name__)
-
-# One for each account that is in use.
-_BASE_ENVIRONMENTS = 100
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class SupervisorConfig(Struct, frozen=True, kw_only=True):
-    """Settings of a supervisor.
-
-    Attributes:
-      default_user: whom processes run as when their spec names no user; None
-        for the supervisor's own user.
-      environment: what every process's environment starts from; None for this
-        program's own, as with `subprocess`: who embeds a supervisor writes both the
-        program and what it starts. Variables of the daemon's settings (`CRECHE_*`) are
-        always left out, and HOME, USER, LOGNAME and SHELL are of the process's user.
-      retention: how long finished processes stay readable.
-      limits: what each process may use, where its spec says nothing.
-      umask: of processes whose spec has none, in octal such as `022`; None for
-        this program's own.
-      oom_score_adj: the same.
-      descriptor_limits: soft and hard limit of descriptors (RLIMIT_NOFILE) of
-        processes without a limit of `open_files`; None for this program's own. For
-        programs that have raised theirs.
-      no_new_privs: whether no process can gain privileges by executing something,
-        whatever its spec says.
-      use_cgroups: whether to give every process a cgroup, where the host allows it.
-      parked_launchers: how many launches are kept prepared, to make starts quicker.
-      subreaper: whether to take in the orphans that processes leave, and reap them
-        (PR_SET_CHILD_SUBREAPER(2const)). PID 1 of a pid namespace should. It takes
-        SIGCHLD, so only one supervisor of a program can, in its main thread.
-      sole_parent: whether this program starts processes through this supervisor
-        alone, so that every other child is an orphan. Else a subreaper reaps only
-        those that are in a unit's cgroup, or in a session that neither they nor
-        this program lead: it takes nobody else's exit, and leaves the zombies of
-        orphans that show no such sign.
-      output: how much output is kept, and what happens past that.
-      state_dir: where outputs that are too large for memory are spilled to; None
-        to keep all in memory. Made if it is not there. No two supervisors can
-        share one. A program whose event loop is busy should lower
-        `sys.setswitchinterval`, so that the threads that write get their turn.
-      survives: whether all of this outlives a program that is killed, crashes, or
-        executes another: the next supervisor on the same state directory goes on
-        with it. Leaving the supervisor's block ends the processes all the same.
-      grace_seconds: between SIGTERM and SIGKILL when the supervisor is left.
-      drain_seconds: how long descendants that hold the output pipes may go on
-        writing after the leader's exit, before they are killed.
-    """
-
-    default_user: str | User | None = None
-    environment: dict[str, str] | None = None
-    retention: Retention = Retention()
-    limits: Limits = Limits()
-    umask: Umask | None = None
-    oom_score_adj: OomScoreAdj | None = None
-    descriptor_limits: tuple[int, int] | None = None
-    no_new_privs: bool = False
-    use_cgroups: bool = True
-    parked_launchers: int = 0
-    subreaper: bool = False
-    sole_parent: bool = False
-    output: OutputLimits = OutputLimits()
-    state_dir: Path | None = None
-    survives: bool = False
-    grace_seconds: float = 5.0
-    drain_seconds: float = 0.05
 
 
 class Supervisor:
@@ -129,7 +59,9 @@ class Supervisor:
         self.opened_at = time.monotonic()
         self._nursery = nursery
         self._registry = registry
-        self._accounts = Accounts()
+        self._identities = Identities(
+            config.default_user, config.environment, is_marked=not host.has_cgroups
+        )
         self._handles = itertools.count(1)
         # Running, or ended with descendants that were to be kept.
         self._alive: set[Process] = set()
@@ -137,15 +69,6 @@ class Supervisor:
         self._is_detached = False
         self._attributes = Attributes(config.umask, config.oom_score_adj, config.descriptor_limits)
         self._closing = False
-        environment = dict(os.environ) if config.environment is None else config.environment
-        # Not from the configured environment: it tells of this very process.
-        self._outer_mark = os.environ.get(MARK_NAME)
-        self._environment = {
-            name: value for name, value in environment.items() if not name.startswith("CRECHE_")
-        }
-        self._environment.setdefault("PATH", _DEFAULT_PATH)
-        # By what an account adds to it.
-        self._base_environments: dict[tuple[tuple[str, str], ...] | None, BaseEnvironment] = {}
 
     async def start(
         self, spec: ProcessSpec, *, timeout: float | None = None, key: str | None = None
@@ -196,7 +119,7 @@ class Supervisor:
         process = Process(handle, spec, log, survival)
         process.key = key
         mark = f"{self.name}-{handle}"
-        account, environment = self._identity(spec, mark)
+        account, environment = self._identities.of(spec, mark)
         limits = spec.limits.over(self.config.limits)
         circumstances = Circumstances(
             account,
@@ -417,38 +340,6 @@ class Supervisor:
             )
         finally:
             self._is_over(process)
-
-    def _identity(self, spec: ProcessSpec, mark: str) -> tuple[Account | None, Environment]:
-        """Whom the process becomes (None: nobody else) and its whole environment."""
-        user = self.config.default_user if spec.user is None else spec.user
-        try:
-            account = None if user is None else self._accounts.look_up(user)
-        except OSError as error:
-            raise resource_error(error) from error
-        base = self._base_environment(account)
-        if account is not None and account.is_own:
-            account = None
-        additions = spec.env
-        if not self._host.has_cgroups:
-            outer = "" if self._outer_mark is None else f"{self._outer_mark}/"
-            additions = {**additions, MARK_NAME: outer + mark}
-        return account, Environment(base, additions)
-
-    def _base_environment(self, account: Account | None) -> BaseEnvironment:
-        key = None if account is None else tuple(account.environment.items())
-        if (base := self._base_environments.get(key)) is None:
-            if len(self._base_environments) >= _BASE_ENVIRONMENTS:
-                self._base_environments.clear()
-            variables = self._environment
-            if account is not None:
-                # Whoever has no account has no HOME; above all not ours.
-                nobodys = {
-                    name: value for name, value in variables.items() if name not in LOGIN_VARIABLES
-                }
-                variables = {**nobodys, **account.environment}
-            base = BaseEnvironment(variables)
-            self._base_environments[key] = base
-        return base
 
 
 @asynccontextmanager
