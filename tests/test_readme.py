@@ -39,6 +39,7 @@ async def test_the_session_is_as_printed(daemon: Daemon, tmp_path: Path) -> None
         line[2:] + "\n" for line in "".join(sessions).splitlines() if line.startswith(("$ ", "> "))
     )
     script = script.replace("localhost:9501", address).replace("/tmp/", f"{tmp_path}/")
+    script = script.replace(".venv/bin/creche", f"{sys.executable} -m api") + "wait\n"
     printed = "".join(
         line + "\n" for line in "".join(sessions).splitlines() if not line.startswith(("$ ", "> "))
     )
@@ -62,7 +63,7 @@ async def test_a_program_prints_what_is_printed(daemon: Daemon, program: str, ou
 
 def test_there_are_programs_and_a_session() -> None:
     assert len(_PROGRAMS) == 2
-    assert sum(block.language == "console" for block in _BLOCKS) == 3
+    assert sum(block.language == "console" for block in _BLOCKS) == 4
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
