@@ -20,6 +20,8 @@ FRAMES = "application/vnd.creche.frames"
 
 _BATCH_BYTES = 256 * 1024
 _LARGEST = 10**18 - 1
+# Stands for a last byte that nobody knows yet (RFC 8673, section 2.2).
+_VERY_LARGE = 2**53 - 1
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.ASCII)
 
 _encoder = msgspec.msgpack.Encoder()
@@ -60,7 +62,8 @@ def _raw(log: OutputLog, request: Request, stream: Stream | None) -> Response:
     if wanted is not None and first >= end and not follow:
         raise RangeNotSatisfiable(f"there are {end} bytes so far")
     begin = max(first, kept_from)
-    stop = None if follow and after is None else min(end, end if after is None else after)
+    is_live = follow and after is None and not log.closed
+    stop = None if is_live else min(end, end if after is None else after)
     body = RawBody(log, stream, begin, stop, follow=follow)
     response = _response(request, body, 200 if wanted is None else 206, RAW)
     response.headers["accept-ranges"] = "bytes"
@@ -68,9 +71,10 @@ def _raw(log: OutputLog, request: Request, stream: Stream | None) -> Response:
         response.headers["creche-missing-bytes"] = str(begin - first)
     if stop is not None:
         response.headers["content-length"] = str(max(0, stop - begin))
-        if wanted is not None:
-            total = str(end) if log.closed else "*"
-            response.headers["content-range"] = f"bytes {begin}-{stop - 1}/{total}"
+    if wanted is not None and (stop is None or stop > begin):
+        last = _VERY_LARGE if stop is None else stop - 1
+        total = str(end) if log.closed else "*"
+        response.headers["content-range"] = f"bytes {begin}-{last}/{total}"
     return response
 
 

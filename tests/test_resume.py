@@ -163,12 +163,20 @@ async def test_raw_bytes_are_exact_whole_in_ranges_and_live(daemon: Daemon) -> N
     async with daemon.client.stream(
         "GET", f"/processes/{pid}/stdout/raw?follow=true", headers={"range": "bytes=1000-"}
     ) as live:
+        assert live.status_code == 206
+        assert live.headers["content-range"] == f"bytes 1000-{2**53 - 1}/*"
         received = bytearray()
         async for data in live.aiter_raw():
             received += data
             if len(received) == size - 1000:
                 await process.close_stdin()
     assert received == everything[1000:]
+    await process.wait()
+    answer = await daemon.client.get(
+        f"/processes/{pid}/stdout/raw?follow=true", headers={"range": "bytes=1000-"}
+    )
+    assert answer.headers["content-range"] == f"bytes 1000-{size - 1}/{size}"
+    assert answer.content == everything[1000:]
     both = await daemon.client.get(f"/processes/{pid}/output/raw")
     assert len(both.content) == 2 * size
     assert (await daemon.client.head(f"/processes/{pid}/output/raw")).content == b""

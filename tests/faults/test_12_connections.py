@@ -32,8 +32,8 @@ from .callers import (
 )
 
 BOUND = 20
-# Here and in the daemon there are so many descriptors at least.
-IDLE = min(amount(1000, heavy=9990), resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 10)
+# Here and in the daemon there are so many descriptors at least, and some for who else connects.
+IDLE = min(amount(1000, heavy=9900), resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 100)
 IDLE_BYTES = 24 * 1024
 
 
