@@ -29,6 +29,8 @@ echo end $i; exit %d
 _FLOOD = "seq %d; seq -f e%%.0f %d >&2; read x; seq %d; exit %d"
 _FLOOD_LINES = 300_000
 _SIGNALS = (1, 2, 6, 9, 11, 15)
+# How much those that are fed write depends on the machine; none of it is to be forgotten.
+_RETENTION = ("--retain-output-bytes", str(2**34), "--output-total-bytes", str(2**34))
 
 
 class Load:
@@ -208,7 +210,7 @@ async def test_nothing_is_lost_by_kills_at_random_instants(
     tmp_path: Path, under: Sequence[str], options: Sequence[str]
 ) -> None:
     readopted: list[float] = []
-    async with lives(tmp_path / "state", *options, under=under) as daemon:
+    async with lives(tmp_path / "state", *_RETENTION, *options, under=under) as daemon:
         await daemon.start()
         load = Load(daemon)
         began = time.perf_counter()
