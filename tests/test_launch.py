@@ -233,6 +233,16 @@ async def test_a_parked_launcher_holds_nothing_that_the_program_has_left_inherit
     os.close(reader)
 
 
+async def test_many_starts_at_once_need_few_threads(supervisor: Supervisor) -> None:
+    await supervisor.run(ProcessSpec(command="true"))
+    # A thread that Trio has used stays for a while (trio.to_thread.run_sync).
+    before = len(os.listdir("/proc/self/task"))
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(supervisor.run, ProcessSpec(command="true"))
+    assert len(os.listdir("/proc/self/task")) <= before + 2
+
+
 async def test_no_signal_is_ignored_or_blocked_at_birth(supervisor: Supervisor) -> None:
     result = await supervisor.run(
         ProcessSpec(command="grep", args=("-E", "^Sig(Blk|Ign)", "/proc/self/status"))
