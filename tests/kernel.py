@@ -73,21 +73,21 @@ def descriptors() -> dict[int, str]:
 
 
 def supervisors_cgroups() -> set[Path]:
-    """The cgroups for the units of supervisors, below that of this process."""
-    own = find_own_cgroups().unified
-    if own is None:
-        return set()
-    base = Path(own)
-    if base.name == "creche-daemon":
-        base = base.parent
-    return {base / name for name in os.listdir(base) if name.startswith("creche-")} - {
-        base / "creche-daemon"
-    }
+    """The cgroups for the units of supervisors, below those of this process in all hierarchies."""
+    own = find_own_cgroups()
+    found = set()
+    for directory in {own.unified, *own.by_controller.values()} - {None}:
+        base = Path(str(directory))
+        if base.name == "creche-daemon":
+            base = base.parent
+        found |= {base / name for name in os.listdir(base) if name.startswith("creche-")}
+    return {cgroup for cgroup in found if cgroup.name != "creche-daemon"}
 
 
 def end_cgroups_of_the_dead(cgroups: set[Path]) -> None:
     """Kill and remove what killed supervisors have left, as the next one would; waits for a living one."""
-    for cgroup in cgroups:
+    unified = {cgroup for cgroup in cgroups if (cgroup / "cgroup.kill").exists()}
+    for cgroup in unified:
         try:
             descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
@@ -98,12 +98,14 @@ def end_cgroups_of_the_dead(cgroups: set[Path]) -> None:
             (cgroup / "cgroup.kill").write_text("1")
             while "populated 1" in (cgroup / "cgroup.events").read_text():
                 os.sched_yield()
-            for path, _, _ in os.walk(cgroup, topdown=False):
-                os.rmdir(path)
         except FileNotFoundError:
             continue  # Another supervisor has done it.
         finally:
             os.close(descriptor)
+    for cgroup in cgroups:
+        for path, _, _ in os.walk(cgroup, topdown=False):
+            with suppress(FileNotFoundError):  # Another supervisor has done it.
+                os.rmdir(path)
 
 
 def trio_tasks() -> int:

@@ -334,6 +334,16 @@ async def test_thousands_of_live_processes_cost_no_thread_and_leave_no_cgroup() 
     assert units_of(supervisor.name) == set()
 
 
+async def test_a_hierarchy_is_used_only_where_a_limit_needs_it(supervisor: Supervisor) -> None:
+    own = find_own_cgroups()
+    always = {own.unified, own.by_controller.get("memory", own.unified)}
+    await supervisor.run(sh("true"))
+    assert units_of(supervisor.name) == {f"{base}/creche-{supervisor.name}" for base in always}
+    pids = always | {own.by_controller.get("pids", own.unified)}
+    await supervisor.run(ProcessSpec(command="true", limits=Limits(pids=10)))
+    assert units_of(supervisor.name) == {f"{base}/creche-{supervisor.name}" for base in pids}
+
+
 async def test_what_a_dead_supervisor_left_is_swept(tmp_path: Path) -> None:
     unique = f"30.{uuid4().int % 10**9}"
     program = tmp_path / "doomed.py"

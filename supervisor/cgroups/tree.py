@@ -11,8 +11,8 @@ of its own (kernel, cgroup-v2.rst, "No Internal Process Constraint"). So where
 the own cgroup refuses to pass its controllers on, its processes move into a
 leaf beside the units. The root of a host is exempt from that rule.
 
-In a hybrid host the limits are version 1's, and each of its hierarchies has the
-same units' directory under the supervisor's own cgroup there.
+In a hybrid host the limits are version 1's, and each of its hierarchies that is
+needed has the same units' directory under the supervisor's own cgroup there.
 """
 
 from __future__ import annotations
@@ -185,9 +185,10 @@ class CgroupTree:
                 except OSError as error:
                     _logger.warning("%s: %s", directory, error)
                     continue
-            remove_tree(directory)
+            # That by which it is found comes last, in case this is interrupted.
             for parent in self._version1_parents.values():
                 remove_tree(f"{os.path.dirname(parent)}/{name}")
+            remove_tree(directory)
 
     def _make_units(self, stack: ExitStack, lock: int | None) -> int:
         """Make the directory, or take it over; returns its lock."""
@@ -248,19 +249,20 @@ class CgroupTree:
             name = _VERSION1_NAMES.get(controller, controller)
             if name not in own:
                 continue
-            directory = f"{own[name]}/{self._name}"
-            try:
-                with suppress(FileExistsError):
-                    os.mkdir(directory)
-            except OSError as error:
-                _logger.info("no %s controller: %s", controller, error)
+            if not os.access(own[name], os.W_OK | os.X_OK):
+                _logger.info("no %s controller: %s cannot be written", controller, own[name])
                 continue
+            directory = f"{own[name]}/{self._name}"
             stack.callback(remove_tree, directory)
             self._version1_parents[name] = directory
             available.add(controller)
         if available:
             self.version = 1
             self.controllers = frozenset(available)
+        if memory := self._version1_parents.get("memory"):
+            # Every leaf has a directory there; the others are made by the first that needs one.
+            with suppress(FileExistsError):
+                os.mkdir(memory)
 
 
 def _lock(directory: str, stack: ExitStack) -> int:

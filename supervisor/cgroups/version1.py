@@ -23,7 +23,8 @@ class Version1Controllers:
     """One unit's limits and counters.
 
     Args:
-      parents: the directories, by controller, that the unit's are made in.
+      parents: the directories, by controller, that the unit's are made in. All but
+        memory's are made when they are needed.
       name: of the unit's directories.
       membership: the unit's version 2 directory, which counts processor time.
 
@@ -86,6 +87,7 @@ class Version1Controllers:
         if controller not in self._by_controller:
             if controller not in self._parents:
                 raise FileNotFoundError(controller)
+            _make(self._parents[controller])
             directory = f"{self._parents[controller]}/{self._name}"
             self._by_controller[controller] = directory
             _make(directory)
