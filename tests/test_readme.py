@@ -63,7 +63,7 @@ async def test_a_program_prints_what_is_printed(daemon: Daemon, program: str, ou
 
 def test_there_are_programs_and_a_session() -> None:
     assert len(_PROGRAMS) == 2
-    assert sum(block.language == "console" for block in _BLOCKS) == 4
+    assert sum(block.language == "console" for block in _BLOCKS) == 5
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
