@@ -1,8 +1,8 @@
-"""The life of one process, in its own nursery: from the spawn to the last byte and the reaping.
+"""The life of one process, in its own nursery: from the execution to the last byte and the reaping.
 
-    spawning ──exec──▶ running ──the leader exits──▶ ending ──▶ ended
-        │                 │
-        └─▶ typed error   └─ timeout, kill, stop: a signal to the group
+    birth ──exec──▶ running ──the leader exits──▶ ending ──▶ ended
+      │                │
+      └─▶ typed error  └─ timeout, kill, stop: a signal to the group
 
 Ending is one sequence, and every way to end a process leads through it:
 
@@ -27,53 +27,20 @@ from typing import NamedTuple
 
 import msgspec
 import trio
-from msgspec import Struct
 
-from .accounts import Account
 from .capture import Capture
 from .cgroups import CgroupUnit, Leaf
 from .ending import end_tree, outlive, settle
-from .environment import Environment
-from .errors import KilledBeforeExec
-from .host import Host
-from .launch import orders_for
 from .leader import Leader, TakenOver
+from .oom import KernelLog
 from .patience import stood_still
-from .prepared import PreparedLaunch, prepare
 from .process import Process
 from .session import SessionUnit
-from .spec import Limits
 from .stdin import Stdin
 from .survival import Survival
 from .unit import Unit
 
 _logger = logging.getLogger(__name__)
-
-
-class Circumstances(Struct, frozen=True):
-    """What a process is started with, besides its spec.
-
-    Attributes:
-      account: whom to become, or None to stay who the supervisor is.
-      environment: the whole environment of the process.
-      mark: the unit's own mark in that environment, where it has no cgroup.
-      limits: what it may use, the supervisor's defaults included.
-      attributes: what else it starts with, encoded.
-      no_new_privs: whether executing anything can give it no privileges.
-      timeout: seconds after which the tree is killed, or None.
-      drain_seconds: how long descendants may go on writing after the leader's exit.
-      key: of the request that asks for it, if that may come again.
-    """
-
-    account: Account | None
-    environment: Environment
-    mark: str
-    limits: Limits
-    attributes: bytes
-    no_new_privs: bool
-    timeout: float | None
-    drain_seconds: float
-    key: str | None = None
 
 
 class Launched(NamedTuple):
@@ -84,239 +51,169 @@ class Launched(NamedTuple):
     stdin: Stdin | None
     leaf: Leaf | None
 
-
-async def live(
-    process: Process,
-    circumstances: Circumstances,
-    host: Host,
-    survival: Survival | None,
-    started: Callable[[], None],
-    ended: Callable[[], None],
-) -> None:
-    """Start `process`, and return when nothing of it is left.
-
-    Calls `started` once the command has been executed; what that raises ends
-    the process again. Calls `ended` at the process's end, which may come
-    before the return if the spec keeps descendants.
-
-    What goes wrong after `started` is logged and ends this process alone. From
-    then on cancellation from outside waits for the end; cancelling
-    `process.scope` brings it about.
-
-    Raises:
-      LaunchError, LimitUnavailable: nothing was started.
-    """
-    with ExitStack() as ours:
-        try:
-            launched = await _launch(process, circumstances, host, survival, ours)
-        except BaseException:
-            if survival is not None:
-                survival.give_up(process)
-            raise
-        if launched.leaf is not None:
-            launched.leaf.joined()
-        await _live(process, launched, circumstances, host, survival, started, ended, ours)
+    def owned(self) -> ExitStack:
+        """All of it, for one that was taken over."""
+        with ExitStack() as stack:
+            if self.leaf is not None:
+                stack.enter_context(self.leaf)
+            stack.enter_context(self.capture)
+            if self.stdin is not None:
+                stack.callback(self.stdin.close_now)
+            stack.enter_context(self.leader)
+            return stack.pop_all()
 
 
-async def live_on(
-    process: Process,
-    launched: Launched,
-    circumstances: Circumstances,
-    host: Host,
-    survival: Survival,
-    started: Callable[[], None],
-    ended: Callable[[], None],
-) -> None:
-    """The rest of a life that has begun under an earlier supervisor; as `live`.
+class Life:
+    """One process, from the execution of its command to its end. Must be `run` by a task, or `abandon`ed.
 
     Args:
-      launched: what that has left; the leader and the capture are owned here
-        from now on, and the leaf. If the process has ended, it is of the
-        descendants that were to be kept.
+      process: whose life this is. If it has ended, under an earlier supervisor, the
+        life is that of the descendants that were to be kept.
+      launched: what is watched.
+      resources: owns all that was launched, and is owned here from now on.
+      kernel_log: tells who was killed for memory.
+      survival: keeps what outlives the supervisor, if anything does.
+      mark: the unit's own mark in its environment, where it has no cgroup.
+      timeout: seconds after which the tree is killed, or None.
+      drain_seconds: how long descendants may go on writing after the leader's exit.
     """
-    with ExitStack() as ours:
-        if launched.leaf is not None:
-            ours.enter_context(launched.leaf)
-        ours.enter_context(launched.capture)
-        if launched.stdin is not None:
-            ours.callback(launched.stdin.close_now)
-        ours.enter_context(launched.leader)
-        if process.has_ended:
-            unit = ours.enter_context(_unit_of(launched, circumstances))
-            started()
-            await outlive(process, unit, launched.capture)
-            _be_left_by(process, launched, survival)
-        else:
-            await _live(process, launched, circumstances, host, survival, started, ended, ours)
 
-
-def _unit_of(launched: Launched, circumstances: Circumstances) -> Unit:
-    leader = launched.leader
-    if launched.leaf is not None:
-        return CgroupUnit(leader.pid, leader.pidfd, launched.leaf)
-    return SessionUnit(
-        leader.pid,
-        leader.pidfd,
-        circumstances.mark,
-        is_taken_over=isinstance(leader, TakenOver),
+    __slots__ = (
+        "_drain_seconds",
+        "_kernel_log",
+        "_launched",
+        "_resources",
+        "_survival",
+        "_timeout",
+        "_unit",
+        "process",
     )
 
-
-async def _live(
-    process: Process,
-    launched: Launched,
-    circumstances: Circumstances,
-    host: Host,
-    survival: Survival | None,
-    started: Callable[[], None],
-    ended: Callable[[], None],
-    ours: ExitStack,
-) -> None:
-    unit = ours.enter_context(_unit_of(launched, circumstances))
-    process.begin(unit, launched.leaf, launched.stdin)
-    admitted = False
-    timed_out = False
-    try:
-        # If the start was cancelled meanwhile, nobody waits for this process.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        started()
-        admitted = True
-        # Whoever has asked for the start goes on before all that is to come: that takes
-        # two batches of the scheduler, since in the first one the order is random.
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        with process.scope:
-            timed_out = await _run(process, launched, unit, circumstances, survival)
-    except Exception:
-        if not admitted:
-            raise
-        _logger.exception("%r failed in the supervisor and is ended", process)
-    finally:
-        if process.is_let_go:
-            _be_left_by(process, launched, survival)
+    def __init__(
+        self,
+        process: Process,
+        launched: Launched,
+        resources: ExitStack,
+        kernel_log: KernelLog,
+        survival: Survival | None,
+        *,
+        mark: str,
+        timeout: float | None,
+        drain_seconds: float,
+    ) -> None:
+        self.process = process
+        self._launched = launched
+        self._resources = resources
+        self._kernel_log = kernel_log
+        self._survival = survival
+        self._timeout = timeout
+        self._drain_seconds = drain_seconds
+        leader, _, stdin, leaf = launched
+        self._unit: Unit
+        if leaf is not None:
+            self._unit = CgroupUnit(leader.pid, leader.pidfd, leaf)
         else:
-            await _conclude(
-                process, launched, unit, host, survival, ended if admitted else None, timed_out
-            )
+            is_taken_over = isinstance(leader, TakenOver)
+            self._unit = SessionUnit(leader.pid, leader.pidfd, mark, is_taken_over=is_taken_over)
+        resources.enter_context(self._unit)
+        if not process.has_ended:
+            process.begin(self._unit, leaf, stdin)
 
+    async def run(self, ended: Callable[[], None]) -> None:
+        """Return when nothing of the process is left.
 
-async def _conclude(
-    process: Process,
-    launched: Launched,
-    unit: Unit,
-    host: Host,
-    survival: Survival | None,
-    ended: Callable[[], None] | None,
-    timed_out: bool,
-) -> None:
-    """The end; without `ended` of one of which nobody has been told."""
-    leader, capture, _, leaf = launched
-    keep = process.spec.descendants == "keep" and process.has_exited
-    end = await end_tree(process, leader, unit, leaf, host.kernel_log, keep=keep)
-    try:
-        capture.drain()
-    except OSError:
-        _logger.exception("the last output of %r could not be read", process)
-    process.finish(msgspec.structs.replace(end, timed_out=timed_out))
-    if ended is not None:
+        Cancellation from outside waits for that; cancelling `process.scope` brings
+        it about. What goes wrong is logged and ends this process alone.
+
+        Args:
+          ended: is called at the process's end, which comes before the return if
+            descendants are to be kept.
+        """
+        process = self.process
+        with self._resources:
+            if process.has_ended:
+                await outlive(process, self._unit, self._launched.capture)
+                self._be_left()
+                return
+            timed_out = False
+            try:
+                with process.scope:
+                    timed_out = await self._watch()
+            except Exception:
+                _logger.exception("%r failed in the supervisor and is ended", process)
+            finally:
+                if process.is_let_go:
+                    self._be_left()
+                else:
+                    await self._conclude(ended, timed_out=timed_out)
+
+    async def abandon(self) -> None:
+        """End the process, of which nobody has been told. Not interrupted by cancellation."""
+        with self._resources:
+            await self._end(timed_out=False)
+            if self._survival is not None:
+                self._survival.give_up(self.process)
+
+    async def _watch(self) -> bool:
+        """Capture until the leader has exited and the pipes are closed or out of time; whether it timed out."""
+        process, survival = self.process, self._survival
+        leader, capture, _, _ = self._launched
+        async with trio.open_nursery() as nursery:
+            move = None if survival is None else partial(survival.move, process)
+            nursery.start_soon(capture.run, process.log, move)
+            timed_out = False
+            if self._timeout is None:
+                await leader.wait()
+            else:
+                timed_out = await self._wait_until_timeout(self._timeout)
+            if timed_out:
+                process.kill_now(self._unit)
+                await leader.wait()
+            process.note_exit()
+            nursery.cancel_scope.deadline = trio.current_time() + self._drain_seconds
+        return timed_out
+
+    async def _wait_until_timeout(self, timeout: float) -> bool:
+        """Wait for the leader's exit; whether that took too long."""
+        elapsed = time.monotonic() - self.process.started_clock
+        seconds = max(0.0, timeout - elapsed)
+        while True:
+            with trio.move_on_after(seconds) as patience:
+                await self._launched.leader.wait()
+            if not stood_still(patience):
+                return patience.cancelled_caught
+            seconds = timeout
+
+    async def _conclude(self, ended: Callable[[], None], *, timed_out: bool) -> None:
+        process = self.process
+        keep = await self._end(timed_out=timed_out)
         ended()
         await settle(process)
-    try:
-        if keep:
-            await outlive(process, unit, capture)
-    finally:
-        if ended is not None:
-            _be_left_by(process, launched, survival)
-        elif survival is not None:
-            survival.give_up(process)
+        try:
+            if keep:
+                await outlive(process, self._unit, self._launched.capture)
+        finally:
+            self._be_left()
 
+    async def _end(self, *, timed_out: bool) -> bool:
+        """The end, up to the final status; whether descendants are kept."""
+        process = self.process
+        leader, capture, _, leaf = self._launched
+        keep = process.spec.descendants == "keep" and process.has_exited
+        end = await end_tree(process, leader, self._unit, leaf, self._kernel_log, keep=keep)
+        try:
+            capture.drain()
+        except OSError:
+            _logger.exception("the last output of %r could not be read", process)
+        process.finish(msgspec.structs.replace(end, timed_out=timed_out))
+        return keep
 
-def _be_left_by(process: Process, launched: Launched, survival: Survival | None) -> None:
-    """What survives of it is needed no longer; or all is left as it is, if it was let go."""
-    if process.is_let_go:
-        launched.leader.let_go()
-        if launched.leaf is not None:
-            launched.leaf.leave()
-    elif survival is not None:
-        survival.leave(process)
-
-
-async def _launch(
-    process: Process,
-    circumstances: Circumstances,
-    host: Host,
-    survival: Survival | None,
-    ours: ExitStack,
-) -> Launched:
-    """The leader that executes the command, and our side of its pipes; all of it owned by `ours`."""
-    spec = process.spec
-
-    def orders(*, null_unused_pipes: bool) -> bytes:
-        return orders_for(
-            spec,
-            account=circumstances.account,
-            environment=circumstances.environment,
-            attributes=circumstances.attributes,
-            no_new_privs=circumstances.no_new_privs,
-            null_unused_pipes=null_unused_pipes,
-        )
-
-    async def give(prepared: PreparedLaunch, orders: bytes) -> Launched:
-        with ExitStack() as stack:
-            stack.enter_context(prepared.resources)
-            stdin = prepared.fit(spec)
-            if survival is not None:
-                # Before it can do anything: so nothing is ever done that is not known.
-                survival.begin(process, prepared, stdin, circumstances.timeout, circumstances.key)
-            leader = stack.enter_context(await prepared.launcher.carry_out(orders, spec))
-            ours.enter_context(stack.pop_all())
-            return Launched(leader, prepared.capture, stdin, prepared.leaf)
-
-    if host.parking.has_some:
-        # Encoded first: if that fails, no parked launcher is lost to it.
-        for_parked = orders(null_unused_pipes=True)
-        if (parked := host.take_parked(circumstances.limits)) is not None:
-            try:
-                return await give(parked, for_parked)
-            except KilledBeforeExec:
-                # While it was waiting, so it says nothing of this process.
-                if survival is not None:
-                    survival.give_up(process)
-    for_this = orders(null_unused_pipes=False)
-    leaf = host.take_leaf(circumstances.limits)
-    # Orders that it is spawned with save time, but cannot be known before.
-    early = for_this if survival is None else b""
-    return await give(await prepare(spec, leaf, host.launchers, early), for_this)
-
-
-async def _run(
-    process: Process,
-    launched: Launched,
-    unit: Unit,
-    circumstances: Circumstances,
-    survival: Survival | None,
-) -> bool:
-    """Capture until the leader has exited and the pipes are closed or out of time; whether it timed out."""
-    leader, capture, _, _ = launched
-    async with trio.open_nursery() as nursery:
-        move = None if survival is None else partial(survival.move, process)
-        nursery.start_soon(capture.run, process.log, move)
-        timed_out = False
-        if circumstances.timeout is None:
-            await leader.wait()
-        else:
-            elapsed = time.monotonic() - process.started_clock
-            seconds = max(0.0, circumstances.timeout - elapsed)
-            while True:
-                with trio.move_on_after(seconds) as patience:
-                    await leader.wait()
-                if not stood_still(patience):
-                    break
-                seconds = circumstances.timeout
-            timed_out = patience.cancelled_caught
-        if timed_out:
-            process.kill_now(unit)
-            await leader.wait()
-        process.note_exit()
-        nursery.cancel_scope.deadline = trio.current_time() + circumstances.drain_seconds
-    return timed_out
+    def _be_left(self) -> None:
+        """What survives of it is needed no longer; or all is left as it is, if it was let go."""
+        launched = self._launched
+        if self.process.is_let_go:
+            launched.leader.let_go()
+            if launched.leaf is not None:
+                launched.leaf.leave()
+        elif self._survival is not None:
+            self._survival.leave(self.process)

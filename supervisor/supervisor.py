@@ -6,25 +6,26 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import msgspec
 import trio
 
 from .attributes import Attributes
+from .birth import Circumstances, begin
 from .config import SupervisorConfig
-from .environment import BaseEnvironment, Environment
 from .errors import KeyReused, SpecError, StateDirUnusable, StdinNotWritable, SupervisorClosed
 from .host import Capabilities, Host
 from .identities import Identities
 from .inheritance import Inheritance, open_inheritance
-from .life import Circumstances, Launched, live, live_on
+from .life import Launched, Life
 from .output import OutputLog
 from .process import Process, now_ms
 from .record import RunResult
 from .registry import Registry
-from .spec import Limits, ProcessSpec, StdinMode
+from .spec import ProcessSpec, StdinMode
 from .store import OutputStore
 from .survival import Survival, open_survival
 
@@ -65,7 +66,9 @@ class Supervisor:
         self._handles = itertools.count(1)
         # Running, or ended with descendants that were to be kept.
         self._alive: set[Process] = set()
-        self._one_less_alive = trio.lowlevel.ParkingLot()
+        # The nursery must not be left before they are over.
+        self._starts_under_way = 0
+        self._one_less = trio.lowlevel.ParkingLot()
         self._is_detached = False
         self._attributes = Attributes(config.umask, config.oom_score_adj, config.descriptor_limits)
         self._closing = False
@@ -132,11 +135,21 @@ class Supervisor:
             self.config.drain_seconds,
             key,
         )
+        self._starts_under_way += 1
         try:
-            await self._nursery.start(self._own, process, circumstances)
+            life = await begin(process, circumstances, self._host, self._survival)
+            # No checkpoint before it has a task: nobody would end it if this were cancelled.
+            if self._closing:
+                await life.abandon()
+                raise SupervisorClosed("the supervisor is stopping")
+            self._registry.add(process)
+            self._alive.add(process)
+            self._nursery.start_soon(self._own, life)
+            return process
         finally:
+            self._starts_under_way -= 1
+            self._one_less.unpark_all()
             self._host.start_is_over()
-        return process
 
     async def run(
         self, spec: ProcessSpec, *, input: bytes | None = None, timeout: float | None = None
@@ -244,40 +257,26 @@ class Supervisor:
         """End everything, or see to it that it can go on."""
         if not self._is_detached:
             await self.stop()
+            await self._wait_while(lambda: self._starts_under_way > 0)
             return
         assert self._survival is not None
         self._host.leave()
         for process in list(self._alive):
             process.let_go()
-        while self._alive:
-            await self._one_less_alive.park()
+        await self._wait_while(lambda: self._starts_under_way > 0 or bool(self._alive))
         await self._survival.detach()
 
-    def _is_over(self, process: Process) -> None:
-        self._alive.discard(process)
-        self._one_less_alive.unpark_all()
+    async def _wait_while(self, there_are: Callable[[], bool]) -> None:
+        while there_are():
+            await self._one_less.park()
 
-    async def _own(
-        self,
-        process: Process,
-        circumstances: Circumstances,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        def started() -> None:
-            if self._closing:
-                raise SupervisorClosed("the supervisor is stopping")
-            self._registry.add(process)
-            self._alive.add(process)
-            task_status.started()
-
-        def ended() -> None:
-            self._registry.finished(process)
-
+    async def _own(self, life: Life) -> None:
+        process = life.process
         try:
-            await live(process, circumstances, self._host, self._survival, started, ended)
+            await life.run(partial(self._registry.finished, process))
         finally:
-            self._is_over(process)
+            self._alive.discard(process)
+            self._one_less.unpark_all()
 
     async def _take_over(self, inheritance: Inheritance) -> None:
         """Go on with what an earlier supervisor has left, and have all outlive this one too.
@@ -304,42 +303,23 @@ class Supervisor:
             self._alive.add(process)
             if launched.leaf is not None:
                 leaves.add(launched.leaf.name)
-            await self._nursery.start(self._own_again, process, launched)
+            self._nursery.start_soon(self._own, self._resumed(process, launched))
         self._nursery.start_soon(self._host.kill_strangers, leaves)
         survival.attach()
         self._is_detached = False
 
-    async def _own_again(
-        self,
-        process: Process,
-        launched: Launched,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        assert self._survival is not None
+    def _resumed(self, process: Process, launched: Launched) -> Life:
         assert process.began is not None
-        circumstances = Circumstances(
-            None,
-            Environment(BaseEnvironment({}), {}),
-            f"{self.name}-{process.handle}",
-            Limits(),
-            b"",
-            False,
-            process.began.timeout,
-            self.config.drain_seconds,
+        return Life(
+            process,
+            launched,
+            launched.owned(),
+            self._host.kernel_log,
+            self._survival,
+            mark=f"{self.name}-{process.handle}",
+            timeout=process.began.timeout,
+            drain_seconds=self.config.drain_seconds,
         )
-        try:
-            await live_on(
-                process,
-                launched,
-                circumstances,
-                self._host,
-                self._survival,
-                task_status.started,
-                lambda: self._registry.finished(process),
-            )
-        finally:
-            self._is_over(process)
 
 
 @asynccontextmanager

@@ -1,0 +1,118 @@
+"""The birth of one process: from its circumstances to the execution of its command.
+
+Whoever asks for a start does this in its own task, and nothing else happens in
+between: the process gets a task of its own when there is something to watch.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from .accounts import Account
+from .environment import Environment
+from .errors import KilledBeforeExec
+from .host import Host
+from .launch import orders_for
+from .life import Launched, Life
+from .prepared import PreparedLaunch, prepare
+from .process import Process
+from .spec import Limits
+from .survival import Survival
+
+
+class Circumstances(Struct, frozen=True):
+    """What a process is started with, besides its spec.
+
+    Attributes:
+      account: whom to become, or None to stay who the supervisor is.
+      environment: the whole environment of the process.
+      mark: the unit's own mark in that environment, where it has no cgroup.
+      limits: what it may use, the supervisor's defaults included.
+      attributes: what else it starts with, encoded.
+      no_new_privs: whether executing anything can give it no privileges.
+      timeout: seconds after which the tree is killed, or None.
+      drain_seconds: how long descendants may go on writing after the leader's exit.
+      key: of the request that asks for it, if that may come again.
+    """
+
+    account: Account | None
+    environment: Environment
+    mark: str
+    limits: Limits
+    attributes: bytes
+    no_new_privs: bool
+    timeout: float | None
+    drain_seconds: float
+    key: str | None = None
+
+
+async def begin(
+    process: Process, circumstances: Circumstances, host: Host, survival: Survival | None
+) -> Life:
+    """Execute the command of `process`, and return its life, which the caller must `run` or `abandon`.
+
+    There is no checkpoint after the execution. If this is cancelled, or if it
+    raises, nothing is left.
+
+    Raises:
+      LaunchError, LimitUnavailable: nothing was started.
+    """
+    try:
+        return await _begin(process, circumstances, host, survival)
+    except BaseException:
+        if survival is not None:
+            survival.give_up(process)
+        raise
+
+
+async def _begin(
+    process: Process, circumstances: Circumstances, host: Host, survival: Survival | None
+) -> Life:
+    spec = process.spec
+
+    def orders(*, null_unused_pipes: bool) -> bytes:
+        return orders_for(
+            spec,
+            account=circumstances.account,
+            environment=circumstances.environment,
+            attributes=circumstances.attributes,
+            no_new_privs=circumstances.no_new_privs,
+            null_unused_pipes=null_unused_pipes,
+        )
+
+    async def give(prepared: PreparedLaunch, orders: bytes) -> Life:
+        launcher, capture, _, leaf, resources, _ = prepared
+        with resources:
+            stdin = prepared.fit(spec)
+            if survival is not None:
+                # Before it can do anything: so nothing is ever done that is not known.
+                survival.begin(process, prepared, stdin, circumstances.timeout, circumstances.key)
+            leader = resources.enter_context(await launcher.carry_out(orders, spec))
+            if leaf is not None:
+                leaf.joined()
+            return Life(
+                process,
+                Launched(leader, capture, stdin, leaf),
+                resources.pop_all(),
+                host.kernel_log,
+                survival,
+                mark=circumstances.mark,
+                timeout=circumstances.timeout,
+                drain_seconds=circumstances.drain_seconds,
+            )
+
+    if host.parking.has_some:
+        # Encoded first: if that fails, no parked launcher is lost to it.
+        for_parked = orders(null_unused_pipes=True)
+        if (parked := host.take_parked(circumstances.limits)) is not None:
+            try:
+                return await give(parked, for_parked)
+            except KilledBeforeExec:
+                # While it was waiting, so it says nothing of this process.
+                if survival is not None:
+                    survival.give_up(process)
+    for_this = orders(null_unused_pipes=False)
+    leaf = host.take_leaf(circumstances.limits)
+    # Orders that it is spawned with save time, but cannot be known before.
+    early = for_this if survival is None else b""
+    return await give(await prepare(spec, leaf, host.launchers, early), for_this)
