@@ -42,6 +42,12 @@ class Parked(NamedTuple):
     stdout: int
     stderr: int
 
+    async def execute(self, orders: bytes, spec: ProcessSpec) -> Leader:
+        """Have it carry out its orders, and return what it has become."""
+        self.launcher.order(orders)
+        await self.launcher.executed(spec)
+        return self.launcher.leader
+
     async def see_it_end(self, leader: Leader) -> None:
         """Wait for what it has become, read its pipes to their ends and close them."""
         with leader:
@@ -83,7 +89,7 @@ class Floor:
                         continue
                     spec = _decoder.decode(body)
                     parked = await self._take()
-                    leader = await parked.launcher.carry_out(orders_of(spec), spec)
+                    leader = await parked.execute(orders_of(spec), spec)
                     ends = partial(parked.see_it_end, leader)
                     if _RUN in head.partition(b"\r\n")[0]:
                         await ends()

@@ -83,20 +83,26 @@ async def _begin(
     async def give(prepared: PreparedLaunch, orders: bytes) -> Life:
         launcher, capture, _, leaf, resources, _ = prepared
         with resources:
-            stdin = prepared.fit(spec)
             if survival is not None:
                 # Before it can do anything: so nothing is ever done that is not known.
-                survival.begin(process, prepared, stdin, circumstances.timeout, circumstances.key)
-            leader = resources.enter_context(await launcher.carry_out(orders, spec))
+                survival.begin(process, prepared, circumstances.timeout, circumstances.key)
+            leader = resources.enter_context(launcher.leader)
+            launcher.order(orders)
+            # While they are carried out.
+            stdin = prepared.fit(spec)
+            launched = Launched(leader, capture, stdin, leaf)
+            unit = resources.enter_context(launched.unit(circumstances.mark))
+            process.begin(unit, leaf, stdin)
+            await launcher.executed(spec)
             if leaf is not None:
                 leaf.joined()
             return Life(
                 process,
-                Launched(leader, capture, stdin, leaf),
+                launched,
+                unit,
                 resources.pop_all(),
                 host.kernel_log,
                 survival,
-                mark=circumstances.mark,
                 timeout=circumstances.timeout,
                 drain_seconds=circumstances.drain_seconds,
             )

@@ -62,38 +62,48 @@ _LAUNCHER = str(Path(__file__).parent / "launcher" / f"launcher-{platform.machin
 class Launcher:
     """A launcher that has been spawned, and waits for its orders or has them already.
 
-    Whoever has one must `carry_out` or `dismiss` it.
+    Whoever has one must `order` it and see it have `executed` them, or `dismiss` it.
 
     Args:
-      leader: what it becomes; owned here from now on.
+      leader: what it becomes.
       connection: on which it takes orders and answers, a socket that does not
-        block; owned here, too.
+        block; owned here from now on.
       sent: how many bytes of its orders it has been sent already.
+
+    Attributes:
+      leader: from `order` on the caller's own.
     """
 
-    __slots__ = ("_connection", "_sent", "leader")
+    __slots__ = ("_connection", "_rest", "_sent", "leader")
 
     def __init__(self, leader: Leader, connection: int, sent: int = 0) -> None:
         self.leader = leader
         self._connection = connection
         self._sent = sent
+        self._rest = memoryview(b"")
 
-    async def carry_out(self, orders: bytes, spec: ProcessSpec) -> Leader:
-        """Give the orders, and return the leader once it has executed the command.
+    def order(self, orders: bytes) -> None:
+        """Give the orders, as far as they can be given at once; if it was spawned with any, the same ones."""
+        self._rest = memoryview(orders)[self._sent :]
+        if self._rest:
+            with suppress(OSError):  # Met again by whoever waits.
+                self._rest = self._rest[os.write(self._connection, self._rest) :]
+
+    async def executed(self, spec: ProcessSpec) -> None:
+        """Give the rest of the orders, and return once it has executed the command.
 
         Args:
-          orders: those that it was spawned with, if any.
-          spec: what they come from, for the errors.
+          spec: what the orders come from, for the errors.
 
         Raises:
           LaunchError: one of its subclasses; the OSError is its cause.
 
-        If cancelled, or if it raises, nothing is left.
+        If cancelled, or if it raises, the leader is dead, but not reaped.
         """
         leader = self.leader
         try:
             try:
-                is_heard = await _send_rest(self._connection, orders, self._sent)
+                is_heard = await _send(self._connection, self._rest)
                 failure = await _receive_answer(self._connection)
             except ConnectionResetError:
                 is_heard, failure = False, None
@@ -111,14 +121,13 @@ class Launcher:
             # Not reaped, hence still the number of this very group, if it came to lead one.
             with suppress(ProcessLookupError):
                 os.killpg(leader.pid, signal.SIGKILL)
-            await leader.end()
+            await leader.die()
             if isinstance(error, OSError):
                 # Not told as a shortage, which would say that nothing has happened.
                 raise LaunchError(
                     f"{spec.command!r} may have been executed, but was killed again: {error}"
                 ) from error
             raise
-        return leader
 
     async def dismiss(self) -> None:
         """Let it end without orders. Not interrupted by cancellation."""
@@ -266,12 +275,12 @@ def orders_for(
         raise ArgumentListTooLong(str(error), field="args") from error
 
 
-async def _send_rest(connection: int, orders: bytes, sent: int) -> bool:
-    """Send the orders from `sent` on; whether all were. A launcher that has failed takes no more."""
+async def _send(connection: int, orders: memoryview) -> bool:
+    """Send orders; whether all were. A launcher that has failed takes no more."""
     try:
-        while sent < len(orders):
+        while orders:
             try:
-                sent += os.write(connection, memoryview(orders)[sent:])
+                orders = orders[os.write(connection, orders) :]
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(connection)
     except (BrokenPipeError, ConnectionResetError):

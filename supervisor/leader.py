@@ -106,11 +106,11 @@ class Leader(_Held):
             return ExitStatus(info.si_status, None)
         return ExitStatus(None, info.si_status)
 
-    async def end(self) -> None:
-        """Kill it if it has not exited, and reap it; for one of which nobody needs the status. Not interrupted by cancellation."""
-        with trio.CancelScope(shield=True), self:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+    async def die(self) -> None:
+        """Kill it if it has not exited, and wait until it has; for one of which nobody needs the status. Not interrupted by cancellation."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
             await self.wait()
 
 

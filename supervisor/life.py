@@ -62,6 +62,18 @@ class Launched(NamedTuple):
             stack.enter_context(self.leader)
             return stack.pop_all()
 
+    def unit(self, mark: str) -> Unit:
+        """The leader and everything that descends from it.
+
+        Args:
+          mark: the unit's own mark in its environment, where it has no cgroup.
+        """
+        leader = self.leader
+        if self.leaf is not None:
+            return CgroupUnit(leader.pid, leader.pidfd, self.leaf)
+        is_taken_over = isinstance(leader, TakenOver)
+        return SessionUnit(leader.pid, leader.pidfd, mark, is_taken_over=is_taken_over)
+
 
 class Life:
     """One process, from the execution of its command to its end. Must be `run` by a task, or `abandon`ed.
@@ -70,10 +82,10 @@ class Life:
       process: whose life this is. If it has ended, under an earlier supervisor, the
         life is that of the descendants that were to be kept.
       launched: what is watched.
-      resources: owns all that was launched, and is owned here from now on.
+      unit: the leader and everything that descends from it.
+      resources: owns all of these, and is owned here from now on.
       kernel_log: tells who was killed for memory.
       survival: keeps what outlives the supervisor, if anything does.
-      mark: the unit's own mark in its environment, where it has no cgroup.
       timeout: seconds after which the tree is killed, or None.
       drain_seconds: how long descendants may go on writing after the leader's exit.
     """
@@ -93,11 +105,11 @@ class Life:
         self,
         process: Process,
         launched: Launched,
+        unit: Unit,
         resources: ExitStack,
         kernel_log: KernelLog,
         survival: Survival | None,
         *,
-        mark: str,
         timeout: float | None,
         drain_seconds: float,
     ) -> None:
@@ -108,16 +120,7 @@ class Life:
         self._survival = survival
         self._timeout = timeout
         self._drain_seconds = drain_seconds
-        leader, _, stdin, leaf = launched
-        self._unit: Unit
-        if leaf is not None:
-            self._unit = CgroupUnit(leader.pid, leader.pidfd, leaf)
-        else:
-            is_taken_over = isinstance(leader, TakenOver)
-            self._unit = SessionUnit(leader.pid, leader.pidfd, mark, is_taken_over=is_taken_over)
-        resources.enter_context(self._unit)
-        if not process.has_ended:
-            process.begin(self._unit, leaf, stdin)
+        self._unit = unit
 
     async def run(self, ended: Callable[[], None]) -> None:
         """Return when nothing of the process is left.

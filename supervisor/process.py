@@ -414,7 +414,7 @@ class Process:
         return self._end
 
     def begin(self, unit: Unit, leaf: Leaf | None, stdin: Stdin | None) -> None:
-        """The command has been executed."""
+        """The command is being executed."""
         self.pid = unit.leader
         if self.began is None:
             self.started_at = now_ms()

@@ -310,13 +310,17 @@ class Supervisor:
 
     def _resumed(self, process: Process, launched: Launched) -> Life:
         assert process.began is not None
+        resources = launched.owned()
+        unit = resources.enter_context(launched.unit(f"{self.name}-{process.handle}"))
+        if not process.has_ended:
+            process.begin(unit, launched.leaf, launched.stdin)
         return Life(
             process,
             launched,
-            launched.owned(),
+            unit,
+            resources,
             self._host.kernel_log,
             self._survival,
-            mark=f"{self.name}-{process.handle}",
             timeout=process.began.timeout,
             drain_seconds=self.config.drain_seconds,
         )

@@ -275,15 +275,12 @@ class Survival:
         self,
         process: Process,
         prepared: PreparedLaunch,
-        stdin: Stdin | None,
         timeout: float | None,
         key: str | None,
     ) -> None:
         """It may be executed from now on."""
         launcher, leaf = prepared.launcher, prepared.leaf
         kept = self.park(prepared) if prepared.kept is None else prepared.kept
-        if stdin is not None:
-            self._kept[kept] = Kept(launcher.leader.pidfd, prepared.capture, stdin)
         self._processes[process.handle] = process
         process.began = Began(
             process.spec,

@@ -270,8 +270,10 @@ async def test_one_that_is_killed_before_it_is_a_launcher_is_no_start() -> None:
                 signal.pause()
         launcher = Launcher(Leader(pid, os.pidfd_open(pid), children), ours.detach())
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(creche.KilledBeforeExec):
-        await launcher.carry_out(b"orders", ProcessSpec(command="true"))
+    with launcher.leader:
+        launcher.order(b"orders")
+        with pytest.raises(creche.KilledBeforeExec):
+            await launcher.executed(ProcessSpec(command="true"))
     assert pid not in children
     assert pid not in all_children()
 
