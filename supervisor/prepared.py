@@ -10,6 +10,7 @@ some 8 ms for the kernel).
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 from collections import deque
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _EVERY_STREAM = ProcessSpec(command="parked", stdin_mode="pipe")
+
+# A spawn takes as much as a start. It waits until nothing has been started for so
+# long, to be in the way neither of what has been nor of the next; unless half are gone.
+_QUIET_SECONDS = 0.005
 
 
 class PreparedLaunch(NamedTuple):
@@ -143,6 +148,7 @@ class Parking:
         self._parked: deque[_Parked] = deque()
         self._unusable: list[PreparedLaunch] = []
         self._refill = trio.lowlevel.ParkingLot()
+        self._quiet_at = -math.inf
         self._survival: Survival | None = None
 
     def survive(self, survival: Survival) -> None:
@@ -182,6 +188,7 @@ class Parking:
 
     def refill(self) -> None:
         """Park more soon: to be called when a start is over, and not to be in its way."""
+        self._quiet_at = trio.current_time() + _QUIET_SECONDS
         if len(self._parked) < self._size or self._unusable:
             self._refill.unpark_all()
 
@@ -191,22 +198,30 @@ class Parking:
             while True:
                 while self._unusable:
                     await self._dismiss(self._unusable.pop())
-                if len(self._parked) < self._size:
-                    try:
-                        fresh = self._take_leaf()
-                        prepared = await prepare(_EVERY_STREAM, fresh, self._launchers)
-                        if self._survival is not None:
-                            prepared = prepared._replace(kept=self._survival.park(prepared))
-                        directory = _directory(f"/proc/{prepared.launcher.leader.pid}/cwd")
-                        self._parked.append(_Parked(prepared, directory))
-                        continue
-                    except (LaunchError, OSError) as error:
-                        # Whoever starts a process now gets this error too.
-                        _logger.info("no launcher can be parked: %s", error)
-                await self._refill.park()
+                if len(self._parked) == self._size:
+                    await self._refill.park()
+                elif len(self._parked) > self._size // 2 and trio.current_time() < self._quiet_at:
+                    with trio.CancelScope(deadline=self._quiet_at):
+                        await self._refill.park()
+                elif not await self._park():
+                    await self._refill.park()
         finally:
             for prepared in (*(parked.launch for parked in self._parked), *self._unusable):
                 await self._dismiss(prepared)
+
+    async def _park(self) -> bool:
+        """Park one more; whether that could be done."""
+        try:
+            prepared = await prepare(_EVERY_STREAM, self._take_leaf(), self._launchers)
+            if self._survival is not None:
+                prepared = prepared._replace(kept=self._survival.park(prepared))
+            directory = _directory(f"/proc/{prepared.launcher.leader.pid}/cwd")
+            self._parked.append(_Parked(prepared, directory))
+        except (LaunchError, OSError) as error:
+            # Whoever starts a process now gets this error too.
+            _logger.info("no launcher can be parked: %s", error)
+            return False
+        return True
 
     async def _dismiss(self, prepared: PreparedLaunch) -> None:
         if self._survival is not None and prepared.kept is not None:
