@@ -29,7 +29,7 @@ from hypercorn.typing import (
 from supervisor import ProcessSpec, StdinNotWritable, Supervisor
 
 from .asgi import send_whole
-from .plain import WHOLE_BODY
+from .plain import WHOLE_BODY, ResponseStart
 from .problems import BodyIncomplete, BodyTimeout, BodyTooLarge, InvalidHeader, answer
 from .requests import BODY_SECONDS, MAX_JSON_BYTES, Body, check_content_type, decode_json, find_by
 from .schemas import RunRequest
@@ -40,6 +40,9 @@ _run_decoder = msgspec.json.Decoder(RunRequest)
 _encoder = msgspec.json.Encoder()
 
 Default = TypeVar("Default")
+
+# A run that is over before needs nobody who looks whether its client has left.
+_UNWATCHED_SECONDS = 0.05
 
 _KEY = re.compile(r"[!-~]{1,255}")
 _JSON = (("content-type", "application/json"),)
@@ -160,18 +163,20 @@ class Call:
         self.responded = True
         await send_whole(self._send, status, headers, body)
 
-    async def begin(self, status: int, headers: list[tuple[str, str]]) -> None:
-        """Begin a response."""
+    async def begin(
+        self, status: int, headers: list[tuple[str, str]], *, body_follows: bool = False
+    ) -> None:
+        """Begin a response, whose body's first piece may follow at once."""
         self.responded = True
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": encoded,
-                "trailers": False,
-            }
-        )
+        message: ResponseStart = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": encoded,
+            "trailers": False,
+            "body_follows": body_follows,
+        }
+        await self._send(message)
 
     async def send_body(self, data: bytes, *, more: bool) -> None:
         """Send a piece of the response's body."""
@@ -202,15 +207,22 @@ async def run(supervisor: Supervisor, call: Call) -> None:
     spec = msgspec.structs.replace(
         wanted, stdin_mode="closed", stdout_mode="capture", stderr_mode="capture"
     )
-    async with call.while_there():
-        process = await supervisor.start(spec, timeout=wanted.timeout)
-        # No checkpoint may come in between: the process ends with this block.
-        async with RunBody(process) as frames:
-            await call.begin(200, [("content-type", "text/event-stream")])
+    process = await supervisor.start(spec, timeout=wanted.timeout)
+    # No checkpoint may come in between: the process ends with this block.
+    async with RunBody(process) as frames:
+        await call.begin(200, [("content-type", "text/event-stream")], body_follows=True)
+        unwatched_until = trio.current_time() + _UNWATCHED_SECONDS
+        while frames.has_more and (seconds := unwatched_until - trio.current_time()) > 0:
+            if (data := await frames.next_within(seconds)) is None:
+                break
+            await call.send_body(data, more=not frames.is_over)
+            if frames.is_over:
+                return
+        async with call.while_there():
             async for data in frames:
                 await call.send_body(data, more=not frames.is_over)
-            if not frames.is_over:
-                await call.send_body(b"", more=False)
+        if not frames.is_over:
+            await call.send_body(b"", more=False)
 
 
 async def write_stdin(supervisor: Supervisor, call: Call, pid_or_name: str) -> None:

@@ -59,6 +59,16 @@ WHOLE_BODY: Final = "creche.whole_body"
 _NO_CONTENT: Final = (204, 304)
 
 
+class ResponseStart(HTTPResponseStartEvent, total=False):
+    """The beginning of a response, whose head may wait for its body.
+
+    Attributes:
+      body_follows: another extension of ASGI: whether the first piece comes at once.
+    """
+
+    body_follows: bool
+
+
 class PlainRequest:
     """A request that came whole.
 
@@ -184,7 +194,7 @@ class PlainExchange:
         """A part of the answer, its head first."""
         if message["type"] == "http.response.start":
             self._begin(message)
-            if self._is_chunked:
+            if self._is_chunked and not message.get("body_follows", False):
                 # Whoever follows a silent process wants to know that it does.
                 head, self._head = self._head, b""
                 await self._send_bytes(head)

@@ -78,9 +78,14 @@ class EventStream(LivingBody):
         self._burst_events = 0
 
     @property
+    def has_more(self) -> bool:
+        """Whether there is, or will be, a piece that has not been handed out."""
+        return not self._over or bool(self._pieces)
+
+    @property
     def is_over(self) -> bool:
         """Whether everything has been handed out, and need not be waited for."""
-        return self._over and not self._pieces and not self._is_burst
+        return not self.has_more and not self._is_burst
 
     def first_frame(self) -> bytes:
         """What is sent before any output; may be empty."""
@@ -100,14 +105,19 @@ class EventStream(LivingBody):
         return self
 
     async def __anext__(self) -> bytes:
+        if not self.has_more:
+            await self._linger()
+            raise StopAsyncIteration
+        piece = await self.next_within(_KEEP_ALIVE_SECONDS)
+        return _KEEP_ALIVE if piece is None else piece
+
+    async def next_within(self, seconds: float) -> bytes | None:
+        """The next piece, while it `has_more`; None if it does not come in that time."""
         if not self._pieces:
-            if self._over:
-                await self._linger()
-                raise StopAsyncIteration
-            with trio.move_on_after(_KEEP_ALIVE_SECONDS) as patience:
+            with trio.move_on_after(seconds) as patience:
                 items = await self._reader.read(_BATCH_BYTES)
             if patience.cancelled_caught:
-                return _KEEP_ALIVE
+                return None
             if items:
                 self._encode(items)
             else:
@@ -176,8 +186,10 @@ class RunBody(EventStream):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with trio.CancelScope(shield=True):
-            await self._process.kill()
+        process = self._process
+        if process.status == "running" or process.spec.descendants == "keep":
+            with trio.CancelScope(shield=True):
+                await process.kill()
 
     def first_frame(self) -> bytes:
         """What has been started."""

@@ -55,6 +55,19 @@ async def test_the_exit_frame_says_how_it_ended(
     assert events[-1].data == exit_frame
 
 
+async def test_what_a_run_has_started_comes_with_the_head(daemon: Daemon) -> None:
+    body = b'{"command": "true"}'
+    head = b"POST /api/v1/processes/run HTTP/1.1\r\nhost: localhost\r\n"
+    head += b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with await connect(daemon.url) as connection:
+        await connection.stream.send_all(head + body)
+        first = await connection.stream.receive_some()
+        assert first.startswith(b"HTTP/1.1 200 ")
+        assert (
+            first.partition(b"\r\n\r\n")[2].partition(b"\r\n")[2].startswith(b'data: {"handle":1,')
+        )
+
+
 async def test_a_run_closes_stdin_and_captures_whatever_the_modes_say(daemon: Daemon) -> None:
     body = {
         "command": "sh",
@@ -143,13 +156,16 @@ async def test_many_followers_of_one_process_each_get_everything(daemon: Daemon)
         assert counts == [20_001] * 5
 
 
-async def test_a_client_of_a_run_that_leaves_ends_it(daemon: Daemon) -> None:
+# A run is not watched for its client's leave from the first moment on.
+@pytest.mark.parametrize("moment", [b"early", b"late"])
+async def test_a_client_of_a_run_that_leaves_ends_it(daemon: Daemon, moment: bytes) -> None:
     unique = f"30.{uuid4().int % 10**9}"
     async with await connect(daemon.url) as connection:
-        body = {"command": "sh", "args": ["-c", f"sleep {unique} & echo hi; sleep {unique}; :"]}
+        script = f"sleep {unique} & echo early; sleep 0.2; echo late; sleep {unique}; :"
+        body = {"command": "sh", "args": ["-c", script]}
         async with connection.stream_body("POST", "/processes/run", body) as stream:
             async for data in stream:
-                if b"hi" in data:
+                if moment in data:
                     break
     record = await daemon.supervisor.processes()[0].wait()
     assert record.signal == signal.SIGKILL
