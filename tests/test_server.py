@@ -30,6 +30,7 @@ from .conftest import PATIENCE_SECONDS, Daemon
 from .kernel import (
     descriptors,
     end_cgroups_of_the_dead,
+    processes,
     running_with,
     supervisors_cgroups,
     trio_tasks,
@@ -77,6 +78,18 @@ class Command:
                 if len(found) >= count:
                     return found
                 await self._news.park()
+
+    async def has_parked(self, count: int) -> None:
+        """Wait until so many launchers are parked, which is soon after a start."""
+        with trio.fail_after(PATIENCE_SECONDS):
+            while count > len(
+                [
+                    entry
+                    for entry in processes()
+                    if entry.parent == self.process.pid and entry.arguments[1:3] == ("0", "0")
+                ]
+            ):
+                await trio.lowlevel.checkpoint()
 
     async def exited(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait until it has exited by itself; the exit status."""

@@ -17,7 +17,7 @@ from supervisor import OutOfDescriptors, ProcessSpec, SupervisorConfig, open_sup
 
 from ..conftest import PATIENCE_SECONDS
 from ..injection import injecting
-from ..kernel import children, processes, running_with
+from ..kernel import children, running_with
 from ..spilling import without_descriptors
 from ..test_server import Command, serving
 from ..wire import connect
@@ -25,7 +25,7 @@ from .bystander import ended, open_descriptors, unharmed
 
 _LIMIT = 128
 _SILENT = 500
-_PARKED = 8
+_PARKED = 4
 _MEASURED_SECONDS = 0.5
 # An accept loop that spins takes all of a processor.
 _IDLE_SHARE = 0.25
@@ -55,16 +55,6 @@ async def _check_that_it_does_not_spin(daemon: Command) -> None:
     assert _processor_seconds(daemon) - before < _IDLE_SHARE * _MEASURED_SECONDS
 
 
-async def _all_parked(daemon: Command) -> None:
-    """Wait until its launchers are parked, which take descriptors."""
-    with trio.fail_after(PATIENCE_SECONDS):
-        while _PARKED > sum(
-            entry.parent == daemon.process.pid and entry.arguments[1:3] == ("0", "0")
-            for entry in processes()
-        ):
-            await trio.lowlevel.checkpoint()
-
-
 async def _starved(daemon: Command) -> None:
     """Wait until the shortage is in the log."""
     await daemon.logged("connections are refused: " + os.strerror(errno.EMFILE))
@@ -79,7 +69,7 @@ async def _ask(url: str, path: str = "/health", body: object = None) -> tuple[in
 
 
 async def test_500_silent_connections_starve_only_those_who_come_later() -> None:
-    async with serving(under=_limited()) as (daemon, url):
+    async with serving("--parked-launchers", str(_PARKED), under=_limited()) as (daemon, url):
         mark = f"1000.{daemon.process.pid}"
         async with unharmed(daemon, url) as bystander:
             kept = bystander.connection
@@ -87,7 +77,7 @@ async def test_500_silent_connections_starve_only_those_who_come_later() -> None
             script = f"setsid sleep {mark} & sleep {mark} & read go; exit 7"
             spec = {"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"}
             killed, exits = [(await kept.json("POST", "/processes", spec))["pid"] for _ in range(2)]
-            await _all_parked(daemon)
+            await daemon.has_parked(_PARKED)  # Which takes descriptors.
             with ExitStack() as silent:
                 _silent_connections(url, _SILENT, silent)
                 await _starved(daemon)

@@ -124,6 +124,7 @@ async def test_parked_launchers_start_what_no_fork_could() -> None:
     with confined("pids") as cgroup:
         async with serving("--parked-launchers", "3", under=cgroup.prefix) as (daemon, url):
             async with unharmed(daemon, url) as bystander:
+                await daemon.has_parked(3)
                 _full(cgroup)
                 connection = bystander.connection
                 held = {"command": "sleep", "args": ["1000"]}
