@@ -73,6 +73,8 @@ class Supervisor:
         self._attributes = Attributes(config.umask, config.oom_score_adj, config.descriptor_limits)
         self._closing = False
 
+    # What has been executed must not lose its owner to a Ctrl-C in between.
+    @trio.lowlevel.enable_ki_protection
     async def start(
         self, spec: ProcessSpec, *, timeout: float | None = None, key: str | None = None
     ) -> Process:
@@ -266,10 +268,16 @@ class Supervisor:
         await self._wait_while(lambda: self._starts_under_way > 0 or bool(self._alive))
         await self._survival.detach()
 
+    def _end_by_force(self) -> None:
+        """SIGKILL to everything that is alive, which its own task does."""
+        for process in self._alive:
+            process.scope.cancel()
+
     async def _wait_while(self, there_are: Callable[[], bool]) -> None:
         while there_are():
             await self._one_less.park()
 
+    @trio.lowlevel.enable_ki_protection
     async def _own(self, life: Life) -> None:
         process = life.process
         try:
@@ -378,16 +386,20 @@ async def open_supervisor(
             nursery.start_soon(host.run)
             supervisor = Supervisor(nursery, host, store, registry, survival, name, config)
             nursery.start_soon(registry.expire)
+            # What fails is raised again below: the nursery would wrap it in a group.
             try:
                 if inheritance is not None:
                     await supervisor._take_over(inheritance)
                 yield supervisor
             except BaseException as error:
-                # Raised again below: the nursery would wrap it in a group.
                 failure = error
-            finally:
-                with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True):
+                try:
                     await supervisor._leave()
-                nursery.cancel_scope.cancel()
+                except BaseException as error:
+                    # Interrupted once more, which means: at once.
+                    failure = failure or error
+                    supervisor._end_by_force()
+            nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from uuid import uuid4
@@ -174,6 +177,63 @@ async def test_the_environment_is_the_programs_plus_the_specs(
     assert "REPLACED=new\n" in lines
     assert "ADDED=é=\n\n" in lines
     assert "CRECHE_TOKEN_FILE" not in lines
+
+
+async def test_an_interrupt_in_the_middle_of_a_start_leaves_nothing() -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    program = [sys.executable, "-c", _INTERRUPTED, unique]
+    result = await trio.run_process(program, capture_stderr=True, check=False)
+    assert result.stderr.strip().endswith(b"KeyboardInterrupt")
+    assert running_with(unique) == set()
+
+
+# Where the command has been executed, but the process has no task yet.
+_INTERRUPTED = """
+import signal, sys, trio
+from supervisor import *
+from supervisor.launch import Launcher
+executed = Launcher.executed
+async def interrupted(self, spec):
+    await executed(self, spec)
+    signal.raise_signal(signal.SIGINT)
+async def main():
+    async with open_supervisor() as supervisor:
+        Launcher.executed = interrupted
+        await supervisor.start(ProcessSpec(command="sleep", args=(sys.argv[1],)))
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+async def test_a_second_interrupt_ends_what_defies_the_first(tmp_path: Path) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    os.mkfifo(told := tmp_path / "told")
+    program = [sys.executable, "-c", _DEFIANT, str(told), unique]
+    process = await trio.lowlevel.open_process(program, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    async with process.stdout:
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await process.stdout.receive_some() == b"ready\n"
+            process.send_signal(signal.SIGINT)
+            assert await trio.to_thread.run_sync(told.read_text) == "SIGTERM\n"
+            assert running_with(unique)
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == -signal.SIGINT
+    assert running_with(unique) == set()
+
+
+_DEFIANT = """
+import sys, trio
+from supervisor import *
+async def main():
+    config = SupervisorConfig(grace_seconds=1000)
+    async with open_supervisor(config) as supervisor:
+        script = f"trap 'echo SIGTERM > {sys.argv[1]}' TERM; echo ready; while :; do sleep {sys.argv[2]}; done"
+        process = await supervisor.start(ProcessSpec(command="sh", args=("-c", script)))
+        async for line in process.lines():
+            print(line.text, flush=True)
+trio.run(main)
+"""
 
 
 async def test_supervisors_nest(supervisor: Supervisor) -> None:
