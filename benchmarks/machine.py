@@ -73,10 +73,12 @@ def _memory_gib() -> float:
 
 
 def _cgroups() -> str:
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        return "version 2"
     mounts = Path("/proc/self/mounts").read_text()
-    return "hybrid" if " cgroup2 " in mounts else "version 1 or none"
+    # With it a join waits for no grace period, also after it was taken off again (Linux 6.18).
+    favored = " (favordynmods)" if "favordynmods" in mounts else ""
+    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        return f"version 2{favored}"
+    return f"hybrid{favored}" if " cgroup2 " in mounts else "version 1 or none"
 
 
 def _commit(directory: Path | None = None) -> str:
