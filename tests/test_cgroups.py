@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -332,6 +332,34 @@ async def test_thousands_of_live_processes_cost_no_thread_and_leave_no_cgroup() 
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert children() == set()
     assert units_of(supervisor.name) == set()
+
+
+@contextmanager
+def no_more_watches() -> Iterator[None]:
+    """Nobody of this user can watch one more file."""
+    limit = Path("/proc/sys/fs/inotify/max_user_watches")
+    before = limit.read_text()
+    limit.write_text("0")
+    try:
+        yield
+    finally:
+        limit.write_text(before)
+
+
+async def test_where_no_file_can_be_watched_processes_start_and_end(supervisor: Supervisor) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    with no_more_watches():
+        script = f"setsid sleep {unique} & echo ready; read go"
+        process = await supervisor.start(sh(script, stdin_mode="pipe"))
+        assert await first_line(process) == "ready"
+        await process.freeze()
+        await process.thaw()
+        assert process.oom_kills == 0
+        assert await process.kill() == 2
+        assert running_with(unique) == set()
+        result = await supervisor.run(sh(f"sleep {unique} &"))
+        assert result.record.members_killed == 1
+        assert running_with(unique) == set()
 
 
 async def test_a_hierarchy_is_used_only_where_a_limit_needs_it(supervisor: Supervisor) -> None:

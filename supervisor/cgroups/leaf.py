@@ -9,6 +9,7 @@ host). `Controllers` is what the two have in common.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -23,6 +24,11 @@ from ..record import Usage
 from . import files
 from .events import CgroupEvents
 from .removal import Removals
+
+_logger = logging.getLogger(__name__)
+
+# Between two looks at what nobody tells of.
+_UNTOLD_SECONDS = 0.01
 
 
 class CgroupLimits(Struct, frozen=True, kw_only=True):
@@ -176,9 +182,13 @@ class Leaf:
         return (*self._controllers.directories(), self._directory)
 
     def joined(self) -> None:
-        """It has a member, and so it is there."""
+        """It has a member, and so it is there. Raises nothing: the member is there, too."""
         if not self._controllers.watch_costs_a_descriptor:
-            self._watch_ooms()
+            try:
+                self._watch_ooms()
+            except OSError as error:
+                _logger.info("%s: kills for memory are not told: %s", self._directory, error)
+                self._oom_happened = True  # So whoever asks looks.
 
     def _note_oom(self) -> None:
         # No more than a note: version 1 tells at the beginning of an out of
@@ -215,17 +225,31 @@ class Leaf:
 
     async def wait_until_empty(self) -> None:
         """Wait until nothing in it is alive."""
-        changes = trio.lowlevel.ParkingLot()
-        with self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all):
-            while not self.is_empty():
-                await changes.park()
+        await self._wait_while(lambda: not self.is_empty())
 
     async def freeze(self, frozen: bool) -> None:
         """Stop all members where they are, or let them go on; returns when that is so."""
+
+        def is_other() -> bool:
+            return self._event("frozen") != frozen
+
+        files.write(f"{self._directory}/cgroup.freeze", int(frozen))
+        await self._wait_while(is_other)
+
+    async def _wait_while(self, is_so: Callable[[], bool]) -> None:
         changes = trio.lowlevel.ParkingLot()
-        with self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all):
-            files.write(f"{self._directory}/cgroup.freeze", int(frozen))
-            while self._event("frozen") != frozen:
+        with ExitStack() as stack:
+            try:
+                watch = self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all)
+                stack.enter_context(watch)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                # The user may watch no more files (inotify(7)), so nobody tells.
+                while is_so():  # noqa: ASYNC110
+                    await trio.sleep(_UNTOLD_SECONDS)
+                return
+            while is_so():
                 await changes.park()
 
     def _event(self, key: str) -> int | None:
