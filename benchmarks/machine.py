@@ -74,7 +74,8 @@ def _memory_gib() -> float:
 
 def _cgroups() -> str:
     mounts = Path("/proc/self/mounts").read_text()
-    # With it a join waits for no grace period, also after it was taken off again (Linux 6.18).
+    # With it no join waits for a grace period. Linux 6.18 stays so until a reboot when the
+    # option is taken off, which nothing shows.
     favored = " (favordynmods)" if "favordynmods" in mounts else ""
     if Path("/sys/fs/cgroup/cgroup.controllers").exists():
         return f"version 2{favored}"

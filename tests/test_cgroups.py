@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,6 +31,7 @@ from supervisor.cgroups.mounts import find_own_cgroups
 
 from .conftest import PATIENCE_SECONDS
 from .heavy import amount
+from .injection import injecting
 from .kernel import children, running_with
 from .test_process import first_line, sh
 
@@ -334,21 +335,10 @@ async def test_thousands_of_live_processes_cost_no_thread_and_leave_no_cgroup() 
     assert units_of(supervisor.name) == set()
 
 
-@contextmanager
-def no_more_watches() -> Iterator[None]:
-    """Nobody of this user can watch one more file."""
-    limit = Path("/proc/sys/fs/inotify/max_user_watches")
-    before = limit.read_text()
-    limit.write_text("0")
-    try:
-        yield
-    finally:
-        limit.write_text(before)
-
-
 async def test_where_no_file_can_be_watched_processes_start_and_end(supervisor: Supervisor) -> None:
     unique = f"30.{uuid4().int % 10**9}"
-    with no_more_watches():
+    # As when its user watches as many files as one may.
+    async with injecting(os.getpid(), "inotify_add_watch:error=ENOSPC"):
         script = f"setsid sleep {unique} & echo ready; read go"
         process = await supervisor.start(sh(script, stdin_mode="pipe"))
         assert await first_line(process) == "ready"
