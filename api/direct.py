@@ -255,9 +255,16 @@ class Direct:
     ) -> None:
         self._app = app
         self._supervisor = supervisor
-        self._routes = [
+        self._by_path = {
+            (method, path + slash): handler
+            for method, path, handler in routes
+            if "{" not in path
+            for slash in ("", "/")
+        }
+        self._by_pattern = [
             (method, re.compile(re.sub(r"\{\w+\}", "([^/]+)", path) + "/?"), handler)
             for method, path, handler in routes
+            if "{" in path
         ]
 
     async def __call__(
@@ -271,8 +278,12 @@ class Direct:
         if scope["type"] == "http":
             # The server leaves the body of an answer to HEAD away.
             wanted = "GET" if scope["method"] == "HEAD" else scope["method"]
-            for method, path, handler in self._routes:
-                if wanted == method and (match := path.fullmatch(scope["path"])):
+            path = scope["path"]
+            if handler := self._by_path.get((wanted, path)):
+                await self._serve(handler, (), Call(scope, receive, send))
+                return
+            for method, pattern, handler in self._by_pattern:
+                if wanted == method and (match := pattern.fullmatch(path)):
                     await self._serve(handler, match.groups(), Call(scope, receive, send))
                     return
         await self._app(scope, receive, send)

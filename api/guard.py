@@ -17,6 +17,7 @@ import re
 import socket
 import struct
 from collections.abc import Container
+from functools import lru_cache
 from ipaddress import ip_address
 
 import trio
@@ -34,6 +35,7 @@ from .problems import (
 
 # Names, and addresses of both kinds (RFC 3986, section 3.2.2).
 _HOST_NAME = re.compile(r"[a-z0-9._:%-]+")
+_REMEMBERED_HOSTS = 64
 
 
 class Guard:
@@ -104,6 +106,7 @@ def check_peer(sock: trio.socket.SocketType, allowed: Container[int]) -> None:
         raise PeerRefused(f"uid {uid} may not call this daemon")
 
 
+@lru_cache(_REMEMBERED_HOSTS)
 def _is_safe_host(host: str) -> bool:
     """Whether no DNS server of somebody else's could have made this name mean us."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]

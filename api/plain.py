@@ -8,13 +8,16 @@ path, ordinary header lines, at most one Content-Length, which is that of the
 bytes behind the head, and no header that changes how a connection is used.
 Whatever else comes, the slightly odd and the malicious alike, is left to
 hypercorn, whose business it is (RFC 9112).
+
+A client sends the same head over and over, so what a short one means is remembered.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from hypercorn.config import Config
@@ -38,6 +41,8 @@ _HEAD: Final = re.compile(
     rb"((?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~]*+\r\n){1,64}+)\r\n"
 )
 _HEAD_BYTES: Final = 32 * 1024
+_REMEMBERED_HEADS: Final = 256
+_REMEMBERED_HEAD_BYTES: Final = 2 * 1024
 _LENGTH: Final = re.compile(rb"[0-9]{1,7}")
 
 # They say how the message or the connection is to be treated.
@@ -69,34 +74,45 @@ class ResponseStart(HTTPResponseStartEvent, total=False):
     body_follows: bool
 
 
-class PlainRequest:
-    """A request that came whole.
+class PlainHead(NamedTuple):
+    """The head of a plain request, as ASGI wants it."""
 
-    Attributes:
-      method, target, headers: as ASGI wants them.
-      body: all of it.
-    """
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body_bytes: int
 
-    __slots__ = ("body", "headers", "method", "target")
 
-    def __init__(
-        self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.body = body
+class PlainRequest(NamedTuple):
+    """A request that came whole."""
+
+    head: PlainHead
+    body: bytes
 
 
 def understand(data: bytes) -> PlainRequest | None:
     """The request that `data` is, if it is exactly one, whole and plain."""
-    head = _HEAD.match(data)
-    if head is None or head.end() > _HEAD_BYTES:
+    end = data.find(b"\r\n\r\n") + 4
+    if not 4 <= end <= _HEAD_BYTES:
         return None
+    understand_head = _remembered if end <= _REMEMBERED_HEAD_BYTES else _understand_head
+    head = understand_head(data[:end])
+    if head is None or len(data) != end + head.body_bytes:
+        return None
+    return PlainRequest(head, data[end:])
+
+
+def _understand_head(data: bytes) -> PlainHead | None:
+    match = _HEAD.fullmatch(data)
+    if match is None:
+        return None
+    method, target, lines = match.groups()
     headers = []
     length = hosts = 0
     has_length = False
-    for line in head[3].split(b"\r\n")[:-1]:
+    for line in lines.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
         name, value = name.lower(), value.strip(b" \t")
         if name == b"content-length":
@@ -108,9 +124,16 @@ def understand(data: bytes) -> PlainRequest | None:
         elif name in _UNUSUAL and not (name == b"connection" and value.lower() == b"keep-alive"):
             return None
         headers.append((name, value))
-    if hosts != 1 or len(data) != head.end() + length:
+    if hosts != 1:
         return None
-    return PlainRequest(head[1].decode(), head[2], headers, data[head.end() :])
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode("ascii")
+    if "%" in path:
+        path = unquote(path)
+    return PlainHead(method.decode(), path, raw_path, query, tuple(headers), length)
+
+
+_remembered = lru_cache(_REMEMBERED_HEADS)(_understand_head)
 
 
 class PlainExchange:
@@ -161,20 +184,18 @@ class PlainExchange:
         self, client: tuple[str, int] | None, server: tuple[str, int | None] | None
     ) -> HTTPScope:
         """The request's head."""
-        request = self._request
-        path, _, query = request.target.partition(b"?")
-        text = path.decode("ascii")
+        head = self._request.head
         return {
             "type": "http",
             "http_version": "1.1",
             "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "method": request.method,
+            "method": head.method,
             "scheme": "http",
-            "path": unquote(text) if "%" in text else text,
-            "raw_path": path,
-            "query_string": query,
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
             "root_path": "",
-            "headers": request.headers,
+            "headers": head.headers,
             "client": client,
             "server": server,
             "state": ConnectionState({}),
