@@ -53,6 +53,9 @@ class Stdin:
                 raise StdinNotWritable("stdin is closed")
             written = 0
             while written < len(data):
+                if self._descriptor is None:
+                    # By the process's end, while this was about to go on.
+                    raise _no_longer_read(written)
                 try:
                     try:
                         count = os.write(self._descriptor, memoryview(data)[written:])
@@ -62,9 +65,7 @@ class Stdin:
                         continue
                 except (OSError, trio.ClosedResourceError) as error:
                     self.close_now()
-                    raise StdinNotWritable(
-                        "the process no longer reads its stdin", accepted_bytes=written
-                    ) from error
+                    raise _no_longer_read(written) from error
                 written += count
                 self.accepted_bytes += count
 
@@ -79,6 +80,10 @@ class Stdin:
             trio.lowlevel.notify_closing(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _no_longer_read(written: int) -> StdinNotWritable:
+    return StdinNotWritable("the process no longer reads its stdin", accepted_bytes=written)
 
 
 def open_stdin() -> tuple[Stdin, int]:
