@@ -37,8 +37,8 @@ OUTPUT: Final = 4
 ACCEPTED: Final = 5
 SIGNALED: Final = 6
 ENDED: Final = 7
-
 READ: Final = 8
+OVER: Final = 9
 
 NUMBER: Final = struct.Struct("<Q")
 # Of stdout and stderr: a position and an offset.
@@ -119,6 +119,7 @@ class Found:
       signals: that were sent to it from here.
       ended: how it ended, if it is known to have.
       read_to: how far its output has been read; see `Readership.read_to`.
+      is_over: whether none of its output was kept any more; see `OutputLog.is_over`.
     """
 
     def __init__(self, handle: int, entries: Iterable[tuple[int, bytes]]) -> None:
@@ -128,6 +129,7 @@ class Found:
         self.signals: set[int] = set()
         self.ended: Ended | None = None
         self.read_to = (0, 0, 0, 0)
+        self.is_over = False
         began: Began | None = None
         for kind, payload in entries:
             if kind == BEGAN:
@@ -140,6 +142,8 @@ class Found:
                 self.signals.update(payload)
             elif kind == READ:
                 self.read_to = READ_TO.unpack(payload)
+            elif kind == OVER:
+                self.is_over = True
             elif kind == ENDED:
                 self.ended = _ended_decoder.decode(payload)
         if began is None:

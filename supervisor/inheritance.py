@@ -154,7 +154,7 @@ class Inheritance:
                 spill.take_back(numbers, counts, is_same_boot=self._is_same_boot)
             except OSError as error:
                 _logger.error("output of process %d cannot be read: %s", found.handle, error)
-        log.take_back(spill, counts, found.chunks, found.read_to)
+        log.take_back(spill, counts, found.chunks, found.read_to, is_over=found.is_over)
         found.complete(log.counts)
 
     def _launched(

@@ -70,6 +70,7 @@ class OutputLog:
       policy: what happens past a bound; None for the store's.
 
     Attributes:
+      is_over: under `drop_newest`, whether nothing is kept any more.
       readership: how far it has been read, if what has been read makes room for
         what comes next.
       spill_error: why the disk did not take or give something, the last time.
@@ -79,7 +80,6 @@ class OutputLog:
         "__weakref__",
         "_closed",
         "_counts",
-        "_is_over",
         "_is_payer",
         "_is_writing",
         "_name",
@@ -89,6 +89,7 @@ class OutputLog:
         "_spill",
         "_store",
         "_window",
+        "is_over",
         "readership",
         "spill_error",
     )
@@ -105,9 +106,9 @@ class OutputLog:
         self._spill: Spill | None = None
         self._is_writing = False
         self._is_payer = False
-        # Under `drop_newest`: past its own bound, and from then on nothing is kept. What
-        # is written to disk takes less there; that room is not for what comes later.
-        self._is_over = False
+        # Past its own bound. What is written to disk takes less there; that room is not
+        # for what comes later.
+        self.is_over = False
         self._retry_at = 0
         self._closed = False
         self._readers = trio.lowlevel.ParkingLot()
@@ -175,7 +176,12 @@ class OutputLog:
     @property
     def drops_newest(self) -> bool:
         """Whether what comes next is not kept."""
-        return self._policy == "drop_newest" and (self._is_over or self._is_full)
+        return self._policy == "drop_newest" and (self.is_over or self._is_full)
+
+    def becomes_over(self) -> bool:
+        """Know that something is dropped that would be the newest; whether that is news to `is_over`."""
+        was_over, self.is_over = self.is_over, self.is_over or self._is_at_its_bound
+        return self.is_over and not was_over
 
     @property
     def counts(self) -> Counts:
@@ -188,6 +194,8 @@ class OutputLog:
         counts: Counts,
         chunks: Iterable[Chunk],
         read_to: tuple[int, int, int, int],
+        *,
+        is_over: bool,
     ) -> None:
         """Take back what an earlier supervisor had, into a log that is empty yet.
 
@@ -196,7 +204,9 @@ class OutputLog:
           counts: of all that was captured up to its end.
           chunks: what was captured since, and maybe again what is on disk.
           read_to: how far it has been read.
+          is_over: whether nothing was kept any more.
         """
+        self.is_over = is_over
         if self.readership is not None:
             self.readership.take_back(read_to)
         self._counts = counts
@@ -218,7 +228,7 @@ class OutputLog:
         is_full = self.drops_newest
         chunk = self._counts.stamp(stream, data, timestamp_ms)
         if is_full:
-            self._is_over = self._is_over or self._is_at_its_bound
+            self.becomes_over()
             return
         self._window.append(chunk, merges=not self._is_writing)
         if self._window.cost > self._store.trim_above_bytes:

@@ -84,6 +84,7 @@ from .entries import (
     NUMBER,
     OF_SELF,
     OUTPUT,
+    OVER,
     READ,
     READ_TO,
     SELF,
@@ -332,7 +333,10 @@ class Survival:
     ) -> bytes:
         """Read from its pipe into the journal, and return it; as os.read."""
         log = process.log
-        if not log.drops_newest and process.handle not in self._late:
+        if log.drops_newest:
+            if log.becomes_over():
+                self._append(process.handle, OVER, b"")
+        elif process.handle not in self._late:
             header = next_header(log.counts, stream, timestamp_ms)
             try:
                 return self._journal.splice(process.handle, OUTPUT, header, pipe, max_bytes)
@@ -416,6 +420,8 @@ class Survival:
             state.append((ACCEPTED, NUMBER.pack(process.stdin_accepted_bytes)))
         if process.log.readership is not None:
             state.append((READ, READ_TO.pack(*process.log.readership.read_to)))
+        if process.log.is_over:
+            state.append((OVER, b""))
         state += [(OUTPUT, frame_header(chunk) + chunk.data) for chunk in process.log.unspilled]
         if process.has_ended:
             state.append((ENDED, encode_ended(process)))

@@ -434,6 +434,56 @@ async def test_what_drop_newest_keeps_is_the_same_afterwards(tmp_path: Path) -> 
         assert await daemon.record(process["handle"]) == record
 
 
+_FILLS_ITS_BOUND = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+os.write(1, b"a" * 40_000)
+signal.sigwait([signal.SIGUSR1])
+os.write(1, b"b" * 59_800)
+os.write(2, b"c" * 1000)
+open(sys.argv[1], "wb").close()
+sys.stdin.readline()
+os.write(1, b"d" * 50)
+sys.exit(3)
+"""
+
+
+def _stand_still(pid: int) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)
+
+
+async def test_room_that_spilling_has_made_is_not_for_what_comes_after_dropped_output(
+    tmp_path: Path,
+) -> None:
+    """In memory the output takes more than its bound, on disk a little less."""
+    options = ("--output-limit-bytes", "100000", "--output-memory-bytes", "16384")
+    os.mkfifo(written := tmp_path / "written")
+    async with lives(tmp_path / "state", *options) as daemon:
+        await daemon.start()
+        process = await daemon.launch(
+            f"exec {sys.executable} -c '{_FILLS_ITS_BOUND}' {written}",
+            output_policy="drop_newest",
+            stdin_mode="pipe",
+        )
+        with trio.fail_after(PATIENCE_SECONDS):
+            while (await daemon.record(process["handle"]))["output_spilled_bytes"] < 40_000:
+                pass
+        # So that it finds both streams readable, and reads both before it spills.
+        _stand_still(daemon.command.process.pid)
+        os.kill(process["pid"], signal.SIGUSR1)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await trio.to_thread.run_sync(written.read_bytes, abandon_on_cancel=True)
+        daemon.command.process.send_signal(signal.SIGCONT)
+        with trio.fail_after(PATIENCE_SECONDS):
+            while (await daemon.record(process["handle"]))["output_dropped_bytes"] < 1000:
+                pass
+        await daemon.restart()
+        await _feed(daemon, process, b"x\n")
+        record = await daemon.ended(process)
+        assert (record["exit_code"], record["output_kept_bytes"]) == (3, 99_800)
+
+
 async def test_a_start_without_descriptors_for_all_fails_and_costs_nothing(tmp_path: Path) -> None:
     async with lives(tmp_path / "state") as daemon:
         await daemon.start()
