@@ -14,6 +14,9 @@ epoll and reads in the order of its queue.
 The epoll is level-triggered, and its queue is polled until it is empty before
 the task waits again. That drops the stale entries that level triggering leaves
 in it, which would otherwise keep an old order.
+
+The leader's exit can be waited for in the same place, by its pidfd. So a process
+that is over soon, and has said little, needs one task for everything.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class Capture:
     ends, close those, and let a task `run` into the log.
     """
 
-    __slots__ = ("_epoll", "_is_flood", "_log", "_move", "_read_bytes", "_streams")
+    __slots__ = ("_epoll", "_is_flood", "_log", "_move", "_pidfd", "_read_bytes", "_streams")
 
     def __init__(self) -> None:
         self._log: OutputLog | None = None
@@ -63,6 +66,8 @@ class Capture:
         self._is_flood = False
         self._read_bytes = _READ_BYTES
         self._streams: dict[int, Stream] = {}
+        # Of a leader whose exit is waited for here.
+        self._pidfd: int | None = None
         self._epoll = select.epoll(select.EPOLL_CLOEXEC)
 
     def __enter__(self) -> Capture:
@@ -97,6 +102,11 @@ class Capture:
         self._epoll.register(read_end, select.EPOLLIN)
 
     @property
+    def is_over(self) -> bool:
+        """Whether every writer is gone from every stream."""
+        return not self._streams
+
+    @property
     def read_ends(self) -> dict[Stream, int]:
         """The pipes that are open, by stream."""
         return {stream: descriptor for descriptor, stream in self._streams.items()}
@@ -105,6 +115,29 @@ class Capture:
         """Give a stream up, whose write end nobody uses."""
         for descriptor in [fd for fd, name in self._streams.items() if name == stream]:
             self._close(descriptor)
+
+    async def run_until_exit(self, pidfd: int, log: OutputLog, move: Move | None) -> None:
+        """Read into `log` until the leader exits, or the log has to wait, which is for `run`.
+
+        Args:
+          pidfd: the leader's.
+          move: as in `run`.
+        """
+        self._log = log
+        self._move = move
+        self._pidfd = pidfd
+        self._epoll.register(pidfd, select.EPOLLIN)
+        try:
+            while self._pidfd is not None and log.is_settled:
+                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                self._read_turn()
+        finally:
+            self._forget_leader()
+
+    def _forget_leader(self) -> None:
+        if self._pidfd is not None:
+            self._epoll.unregister(self._pidfd)
+            self._pidfd = None
 
     async def run(self, log: OutputLog | None, move: Move | None = None) -> None:
         """Read into `log`, or into nothing, until every writer is gone from every stream.
@@ -116,23 +149,24 @@ class Capture:
         """
         self._log = log
         self._move = move
-        while self._streams:
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
-            is_flood = self._read_turn()
+        while True:
             if log is not None and not log.is_settled:
-                await log.settle(self._read_flood if is_flood else None)
+                await log.settle(self._read_flood if self._is_flood else None)
+            if not self._streams:
+                return
+            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            self._read_turn()
 
-    def _read_turn(self) -> bool:
-        """Read what is there, up to a bound; whether there may be more."""
+    def _read_turn(self) -> None:
+        """Read what is there, up to a bound beyond which it is a flood."""
         left = _FLOOD_TURN_BYTES if self._is_flood else _TURN_BYTES
         while left > 0:
             count = self._read_within(0, self._take)
             if not count:
                 self._is_flood = False
-                return False
+                return
             left -= count
         self._become_flood()
-        return True
 
     def drain(self) -> None:
         """Read what is in the pipes now, without waiting.
@@ -167,10 +201,16 @@ class Capture:
         Closes those that are at their end.
         """
         count = 0
-        while not count and self._streams and (events := self._epoll.poll(seconds)):
+        while (
+            not count
+            and (self._streams or self._pidfd is not None)
+            and (events := self._epoll.poll(seconds))
+        ):
             for descriptor, event in events:
+                if descriptor == self._pidfd:
+                    self._forget_leader()
                 # Without anything to read it is only hung up, which saves the read.
-                if event & select.EPOLLIN and (
+                elif event & select.EPOLLIN and (
                     taken := take(self._streams[descriptor], descriptor, self._read_bytes)
                 ):
                     count += taken

@@ -12,7 +12,7 @@ import trio
 from .descriptors import beyond_the_limit
 from .errors import LaunchError
 from .exit_status import wait_exit_status
-from .readiness import wait_until_readable
+from .readiness import is_readable, wait_until_readable
 from .reaper import Children
 from .record import ExitStatus
 
@@ -78,6 +78,12 @@ class Leader(_Held):
         super().__init__(pid, pidfd, children, is_child=True)
         # Once it has exited.
         self._exit_status: ExitStatus | None = None
+
+    def has_exited(self) -> bool:
+        """Whether the leader has; looks."""
+        if self._exit_status is None:
+            self._exit_status = self._look()
+        return self._exit_status is not None
 
     async def wait(self) -> None:
         """Wait until the leader has exited. It stays a zombie."""
@@ -164,6 +170,10 @@ class TakenOver(_Held):
 
     def __init__(self, pid: int, pidfd: int, children: Children) -> None:
         super().__init__(pid, pidfd, children, is_child=_is_child(pidfd))
+
+    def has_exited(self) -> bool:
+        """Whether the leader has; looks."""
+        return is_readable(self.pidfd)
 
     async def wait(self) -> None:
         """Wait until the leader has exited."""

@@ -19,8 +19,9 @@ Ending is one sequence, and every way to end a process leads through it:
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
@@ -93,6 +94,7 @@ class Life:
     __slots__ = (
         "_drain_seconds",
         "_kernel_log",
+        "_kill_at",
         "_launched",
         "_resources",
         "_survival",
@@ -119,6 +121,8 @@ class Life:
         self._kernel_log = kernel_log
         self._survival = survival
         self._timeout = timeout
+        # On Trio's clock.
+        self._kill_at = math.inf
         self._drain_seconds = drain_seconds
         self._unit = unit
 
@@ -161,14 +165,21 @@ class Life:
         """Capture until the leader has exited and the pipes are closed or out of time; whether it timed out."""
         process, survival = self.process, self._survival
         leader, capture, _, _ = self._launched
+        move = None if survival is None else partial(survival.move, process)
+        if self._timeout is not None:
+            elapsed = time.monotonic() - process.started_clock
+            self._kill_at = trio.current_time() + max(0.0, self._timeout - elapsed)
+        # Most processes are over before their output has to wait for anything. They need
+        # no other task than this one.
+        timed_out = await self._until_timeout(
+            partial(capture.run_until_exit, leader.pidfd, process.log, move)
+        )
+        if capture.is_over and leader.has_exited():
+            process.note_exit()
+            return False
         async with trio.open_nursery() as nursery:
-            move = None if survival is None else partial(survival.move, process)
             nursery.start_soon(capture.run, process.log, move)
-            timed_out = False
-            if self._timeout is None:
-                await leader.wait()
-            else:
-                timed_out = await self._wait_until_timeout(self._timeout)
+            timed_out = timed_out or await self._until_timeout(leader.wait)
             if timed_out:
                 process.kill_now(self._unit)
                 await leader.wait()
@@ -176,16 +187,15 @@ class Life:
             nursery.cancel_scope.deadline = trio.current_time() + self._drain_seconds
         return timed_out
 
-    async def _wait_until_timeout(self, timeout: float) -> bool:
-        """Wait for the leader's exit; whether that took too long."""
-        elapsed = time.monotonic() - self.process.started_clock
-        seconds = max(0.0, timeout - elapsed)
+    async def _until_timeout(self, wait: Callable[[], Awaitable[None]]) -> bool:
+        """Wait; whether the process's timeout came before."""
         while True:
-            with trio.move_on_after(seconds) as patience:
-                await self._launched.leader.wait()
+            with trio.CancelScope(deadline=self._kill_at) as patience:
+                await wait()
             if not stood_still(patience):
                 return patience.cancelled_caught
-            seconds = timeout
+            assert self._timeout is not None
+            self._kill_at = trio.current_time() + self._timeout
 
     async def _conclude(self, ended: Callable[[], None], *, timed_out: bool) -> None:
         process = self.process

@@ -19,7 +19,12 @@ async def wait_until_readable(descriptor: int) -> None:
     """Return when it is; at its end it is, too."""
     while True:
         await trio.lowlevel.wait_readable(descriptor)
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        if poll.poll(0):
+        if is_readable(descriptor):
             return
+
+
+def is_readable(descriptor: int) -> bool:
+    """Whether it is now."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))

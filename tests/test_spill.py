@@ -83,6 +83,14 @@ async def test_a_large_output_is_in_files_for_nobody_else(
     await check_kept(process)
 
 
+async def test_output_is_spilled_also_if_nothing_comes_after_it(supervisor: Supervisor) -> None:
+    process = await supervisor.start(shell_spec(f"{numbered_script(2 * SMALL_BYTES)}; sleep 1000"))
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not is_spilled(process, 2 * SMALL_BYTES):
+            await trio.lowlevel.checkpoint()
+    assert process.status == "running"
+
+
 async def test_files_go_when_a_process_is_forgotten(state_dir: Path) -> None:
     config = SupervisorConfig(state_dir=state_dir, retention=Retention(count=1))
     async with open_supervisor(config) as supervisor:
