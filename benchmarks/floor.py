@@ -38,13 +38,12 @@ class Parked(NamedTuple):
     """A launcher that waits for orders, and our ends of its pipes."""
 
     launcher: Launcher
-    stdin: int
     stdout: int
     stderr: int
 
-    async def execute(self, orders: bytes, spec: ProcessSpec) -> Leader:
+    async def execute(self, orders: bytes, spec: ProcessSpec, stdin: int) -> Leader:
         """Have it carry out its orders, and return what it has become."""
-        self.launcher.order(orders)
+        self.launcher.order(orders, stdin)
         await self.launcher.executed(spec)
         return self.launcher.leader
 
@@ -55,7 +54,7 @@ class Parked(NamedTuple):
             for descriptor in (self.stdout, self.stderr):
                 while os.read(descriptor, _READ_BYTES):
                     pass
-            for descriptor in (self.stdin, self.stdout, self.stderr):
+            for descriptor in (self.stdout, self.stderr):
                 os.close(descriptor)
 
 
@@ -89,7 +88,7 @@ class Floor:
                         continue
                     spec = _decoder.decode(body)
                     parked = await self._take()
-                    leader = await parked.execute(orders_of(spec), spec)
+                    leader = await parked.execute(orders_of(spec), spec, self._launchers.null)
                     ends = partial(parked.see_it_end, leader)
                     if _RUN in head.partition(b"\r\n")[0]:
                         await ends()
@@ -107,15 +106,14 @@ class Floor:
 
 async def park(launchers: Launchers) -> Parked:
     """Spawn a launcher that waits."""
-    stdin, ours_of_stdin = os.pipe()
     ours_of_stdout, stdout = os.pipe()
     ours_of_stderr, stderr = os.pipe()
     try:
-        launcher = await launchers.spawn(cgroups=(), stdin=stdin, stdout=stdout, stderr=stderr)
+        launcher = await launchers.spawn(cgroups=(), stdout=stdout, stderr=stderr)
     finally:
-        for descriptor in (stdin, stdout, stderr):
+        for descriptor in (stdout, stderr):
             os.close(descriptor)
-    return Parked(launcher, ours_of_stdin, ours_of_stdout, ours_of_stderr)
+    return Parked(launcher, ours_of_stdout, ours_of_stderr)
 
 
 def orders_of(spec: ProcessSpec) -> bytes:

@@ -78,7 +78,7 @@ async def parked_launcher(*, cpu: bool) -> None:
             parked = await park(launchers)
             await trio.sleep(_PARKING_SECONDS)
             began = time.perf_counter()
-            leader = await parked.execute(orders, spec)
+            leader = await parked.execute(orders, spec, launchers.null)
             seconds = time.perf_counter() - began
             await parked.see_it_end(leader)
             return seconds

@@ -6,17 +6,20 @@ between: the process gets a task of its own when there is something to watch.
 
 from __future__ import annotations
 
+import os
+
 from msgspec import Struct
 
 from .accounts import Account
 from .environment import Environment
 from .errors import KilledBeforeExec
 from .host import Host
-from .launch import orders_for
+from .launch import orders_for, resource_error
 from .life import Launched, Life
 from .prepared import PreparedLaunch, prepare
 from .process import Process
 from .spec import Limits
+from .stdin import Stdin, open_stdin
 from .survival import Survival
 
 
@@ -57,16 +60,28 @@ async def begin(
     Raises:
       LaunchError, LimitUnavailable: nothing was started.
     """
+    if process.spec.stdin_mode == "closed":
+        return await _begin(process, circumstances, None, host.launchers.null, host, survival)
     try:
-        return await _begin(process, circumstances, host, survival)
+        stdin, read_end = open_stdin()
+    except OSError as error:
+        raise resource_error(error) from error
+    try:
+        return await _begin(process, circumstances, stdin, read_end, host, survival)
     except BaseException:
-        if survival is not None:
-            survival.give_up(process)
+        stdin.close_now()
         raise
+    finally:
+        os.close(read_end)
 
 
 async def _begin(
-    process: Process, circumstances: Circumstances, host: Host, survival: Survival | None
+    process: Process,
+    circumstances: Circumstances,
+    stdin: Stdin | None,
+    stdin_end: int,
+    host: Host,
+    survival: Survival | None,
 ) -> Life:
     spec = process.spec
 
@@ -81,44 +96,50 @@ async def _begin(
         )
 
     async def give(prepared: PreparedLaunch, orders: bytes) -> Life:
-        launcher, capture, _, leaf, resources, _ = prepared
+        launcher, capture, leaf, resources, _ = prepared
         with resources:
             if survival is not None:
                 # Before it can do anything: so nothing is ever done that is not known.
-                survival.begin(process, prepared, circumstances.timeout, circumstances.key)
+                survival.begin(process, prepared, stdin, circumstances.timeout, circumstances.key)
             leader = resources.enter_context(launcher.leader)
-            launcher.order(orders)
+            launcher.order(orders, stdin_end)
             # While they are carried out.
-            stdin = prepared.fit(spec)
+            prepared.fit(spec)
             launched = Launched(leader, capture, stdin, leaf)
             unit = resources.enter_context(launched.unit(circumstances.mark))
             process.begin(unit, leaf, stdin)
             await launcher.executed(spec)
             if leaf is not None:
                 leaf.joined()
+            owned = resources.pop_all()
+            if stdin is not None:
+                owned.callback(stdin.close_now)
             return Life(
                 process,
                 launched,
                 unit,
-                resources.pop_all(),
+                owned,
                 host.kernel_log,
                 survival,
                 timeout=circumstances.timeout,
                 drain_seconds=circumstances.drain_seconds,
             )
 
-    if host.parking.has_some:
-        # Encoded first: if that fails, no parked launcher is lost to it.
-        for_parked = orders(null_unused_pipes=True)
-        if (parked := host.take_parked(circumstances.limits)) is not None:
-            try:
-                return await give(parked, for_parked)
-            except KilledBeforeExec:
-                # While it was waiting, so it says nothing of this process.
-                if survival is not None:
-                    survival.give_up(process)
-    for_this = orders(null_unused_pipes=False)
-    leaf = host.take_leaf(circumstances.limits)
-    # Orders that it is spawned with save time, but cannot be known before.
-    early = for_this if survival is None else b""
-    return await give(await prepare(spec, leaf, host.launchers, early), for_this)
+    try:
+        if host.parking.has_some:
+            # Encoded first: if that fails, no parked launcher is lost to it.
+            for_parked = orders(null_unused_pipes=True)
+            if (parked := host.take_parked(circumstances.limits)) is not None:
+                try:
+                    return await give(parked, for_parked)
+                except KilledBeforeExec:
+                    # While it was waiting, so it says nothing of this process.
+                    if survival is not None:
+                        survival.give_up(process)
+        for_this = orders(null_unused_pipes=False)
+        leaf = host.take_leaf(circumstances.limits)
+        return await give(await prepare(spec, leaf, host.launchers), for_this)
+    except BaseException:
+        if survival is not None:
+            survival.give_up(process)
+        raise

@@ -1,15 +1,15 @@
 """Launching: from a checked spec to a running leader, or a typed error and nothing left behind.
 
 Every leader starts as the launcher (`launcher/launcher.c`), which gets its
-orders over a socket, carries them out in the child, and executes the command.
-The socket closes by that very execution, so its end of file is the moment at
-which the command runs; before it, a failure says which order failed and why.
+orders over a socket, with them its stdin, carries them out in the child, and
+executes the command. The socket closes by that very execution, so its end of file
+is the moment at which the command runs; before it, a failure says which order
+failed and why.
 
-The launcher gets nothing but three descriptors: the socket as its stdin, and over
-it what is to be stdin. So nothing need be closed between fork and exec, where
-`subprocess` holds the interpreter's lock, and would take 2 ms with 20,000 open. Our
-descriptors are all close-on-exec; what others in the program have left inheritable,
-the launcher closes.
+The launcher is born with nothing but three descriptors, and the first is that
+socket. So nothing need be closed between fork and exec, where `subprocess` holds the
+interpreter's lock, and would take 2 ms with 20,000 open. Our descriptors are all
+close-on-exec; what others in the program have left inheritable, the launcher closes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import platform
 import signal
 import socket
 import struct
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,7 +59,7 @@ _LAUNCHER = str(Path(__file__).parent / "launcher" / f"launcher-{platform.machin
 
 
 class Launcher:
-    """A launcher that has been spawned, and waits for its orders or has them already.
+    """A launcher that has been spawned, and waits for its orders.
 
     Whoever has one must `order` it and see it have `executed` them, or `dismiss` it.
 
@@ -68,26 +67,31 @@ class Launcher:
       leader: what it becomes.
       connection: on which it takes orders and answers, a socket that does not
         block; owned here from now on.
-      sent: how many bytes of its orders it has been sent already.
 
     Attributes:
       leader: from `order` on the caller's own.
     """
 
-    __slots__ = ("_connection", "_rest", "_sent", "leader")
+    __slots__ = ("_connection", "_failure", "_rest", "leader")
 
-    def __init__(self, leader: Leader, connection: int, sent: int = 0) -> None:
+    def __init__(self, leader: Leader, connection: socket.socket) -> None:
         self.leader = leader
         self._connection = connection
-        self._sent = sent
         self._rest = memoryview(b"")
+        self._failure: OSError | None = None
 
-    def order(self, orders: bytes) -> None:
-        """Give the orders, as far as they can be given at once; if it was spawned with any, the same ones."""
-        self._rest = memoryview(orders)[self._sent :]
-        if self._rest:
-            with suppress(OSError):  # Met again by whoever waits.
-                self._rest = self._rest[os.write(self._connection, self._rest) :]
+    def order(self, orders: bytes, stdin: int) -> None:
+        """Give the orders, as far as they can be given at once.
+
+        Args:
+          stdin: a descriptor of what is to be its stdin; it stays the caller's.
+        """
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(stdin))
+        try:
+            sent = self._connection.sendmsg((_FIRST, orders), (rights,)) - len(_FIRST)
+            self._rest = memoryview(orders)[sent:]
+        except OSError as error:
+            self._failure = error  # Met by whoever waits.
 
     async def executed(self, spec: ProcessSpec) -> None:
         """Give the rest of the orders, and return once it has executed the command.
@@ -103,12 +107,12 @@ class Launcher:
         leader = self.leader
         try:
             try:
-                is_heard = await _send(self._connection, self._rest)
+                is_heard = await self._send_rest()
                 failure = await _receive_answer(self._connection)
             except ConnectionResetError:
                 is_heard, failure = False, None
             finally:
-                os.close(self._connection)
+                self._connection.close()
             if failure is not None:
                 cause = OSError(failure.errno, os.strerror(failure.errno))
                 raise _launch_error(failure, spec) from cause
@@ -129,9 +133,25 @@ class Launcher:
                 ) from error
             raise
 
+    async def _send_rest(self) -> bool:
+        """Send what is left of the orders; whether all were. A launcher that has failed takes no more."""
+        try:
+            if self._failure is not None:
+                raise self._failure
+            while self._rest:
+                try:
+                    self._rest = self._rest[self._connection.send(self._rest) :]
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._connection)
+        except (BrokenPipeError, ConnectionResetError):
+            return False  # Its answer says why, if it gave one.
+        except OSError as error:
+            raise resource_error(error) from error
+        return True
+
     async def dismiss(self) -> None:
         """Let it end without orders. Not interrupted by cancellation."""
-        os.close(self._connection)
+        self._connection.close()
         with trio.CancelScope(shield=True), self.leader:
             await self.leader.wait()
 
@@ -145,39 +165,33 @@ class Launchers:
     Args:
       children: those to add launchers to.
 
+    Attributes:
+      null: a descriptor of /dev/null.
+
     Raises:
       FileNotFoundError: this package was installed without its launcher.
     """
 
     def __init__(self, children: Children) -> None:
         self._children = children
-        self._program = self._null = -1
+        self._program = self.null = -1
         self._turns = trio.Semaphore(_AT_A_TIME)
 
     def __enter__(self) -> Launchers:
         self._program = os.open(_LAUNCHER, os.O_PATH | os.O_CLOEXEC)
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._program)
-        os.close(self._null)
+        os.close(self.null)
 
-    async def spawn(
-        self,
-        *,
-        cgroups: tuple[str, ...],
-        stdin: int,
-        stdout: int,
-        stderr: int,
-        orders: bytes = b"",
-    ) -> Launcher:
+    async def spawn(self, *, cgroups: tuple[str, ...], stdout: int, stderr: int) -> Launcher:
         """Spawn one in a session of its own.
 
         Args:
           cgroups: directories that it makes, where they are not there yet, and joins first of all.
-          stdin, stdout, stderr: descriptors, or `subprocess.DEVNULL`.
-          orders: what it is to carry out, if that is known already.
+          stdout, stderr: descriptors, or `subprocess.DEVNULL`.
 
         Raises:
           LaunchError: one of its subclasses; nothing is left.
@@ -191,45 +205,38 @@ class Launchers:
         except trio.WouldBlock:
             await self._turns.acquire()
         try:
-            return await self._spawn(cgroups, stdin, stdout, stderr, orders)
+            return await self._spawn(cgroups, stdout, stderr)
+        except OSError as error:
+            raise resource_error(error) from error
+        except RuntimeError as error:
+            # Trio starts processes in a worker thread; "can't start new
+            # thread" is no OSError but the same EAGAIN.
+            raise OutOfProcesses("no thread could be made to start the process") from error
         finally:
             self._turns.release()
 
-    async def _spawn(
-        self, cgroups: tuple[str, ...], stdin: int, stdout: int, stderr: int, orders: bytes
-    ) -> Launcher:
+    async def _spawn(self, cgroups: tuple[str, ...], stdout: int, stderr: int) -> Launcher:
+        ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            ours, the_childs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        except OSError as error:
-            raise resource_error(error) from error
-        with the_childs, ours:
-            ours.setblocking(False)
-            given = self._null if stdin == subprocess.DEVNULL else stdin
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(given))
-            try:
-                # What fits is there before the launcher is, which then need not wait.
-                sent = ours.sendmsg((_FIRST, orders), (rights,)) - len(_FIRST)
-                with self._children.birth():
-                    process = await trio.lowlevel.open_process(
-                        [_LAUNCHER, "0", "0", *cgroups],
-                        executable=f"/proc/self/fd/{self._program}",
-                        stdin=the_childs.fileno(),
-                        stdout=stdout,
-                        stderr=stderr,
-                        env={},
-                        close_fds=False,
-                        # Here and not by an order: so it is never in our own group,
-                        # where a terminal's Ctrl-C would reach it.
-                        start_new_session=True,
-                    )
-                    leader = take_from_trio(process, self._children)
-            except OSError as error:
-                raise resource_error(error) from error
-            except RuntimeError as error:
-                # Trio starts processes in a worker thread; "can't start new
-                # thread" is no OSError but the same EAGAIN.
-                raise OutOfProcesses("no thread could be made to start the process") from error
-            return Launcher(leader, ours.detach(), sent)
+            with the_childs, self._children.birth():
+                ours.setblocking(False)
+                process = await trio.lowlevel.open_process(
+                    [_LAUNCHER, "0", "0", *cgroups],
+                    executable=f"/proc/self/fd/{self._program}",
+                    stdin=the_childs.fileno(),
+                    stdout=stdout,
+                    stderr=stderr,
+                    env={},
+                    close_fds=False,
+                    # Here and not by an order: so it is never in our own group,
+                    # where a terminal's Ctrl-C would reach it.
+                    start_new_session=True,
+                )
+                leader = take_from_trio(process, self._children)
+        except BaseException:
+            ours.close()
+            raise
+        return Launcher(leader, ours)
 
 
 def orders_for(
@@ -256,7 +263,6 @@ def orders_for(
     """
     command = os.fsencode(spec.command)
     orders = Orders(
-        stdin="null" if null_unused_pipes and spec.stdin_mode == "closed" else "keep",
         stdout="null" if null_unused_pipes and spec.stdout_mode == "discard" else "keep",
         stderr="null" if null_unused_pipes and spec.stderr_mode == "discard" else "keep",
         encoded_attributes=attributes,
@@ -275,20 +281,7 @@ def orders_for(
         raise ArgumentListTooLong(str(error), field="args") from error
 
 
-async def _send(connection: int, orders: memoryview) -> bool:
-    """Send orders; whether all were. A launcher that has failed takes no more."""
-    try:
-        while orders:
-            try:
-                orders = orders[os.write(connection, orders) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(connection)
-    except (BrokenPipeError, ConnectionResetError):
-        return False  # Its answer says why, if it gave one.
-    return True
-
-
-async def _receive_answer(connection: int) -> Failure | None:
+async def _receive_answer(connection: socket.socket) -> Failure | None:
     """Why it failed; None if it has executed the command.
 
     Raises:
@@ -298,7 +291,7 @@ async def _receive_answer(connection: int) -> Failure | None:
     while True:
         await trio.lowlevel.wait_readable(connection)
         try:
-            data = os.read(connection, ANSWER_SIZE)
+            data = connection.recv(ANSWER_SIZE)
         except BlockingIOError:
             continue  # For nothing; see `readiness`.
         answer += data

@@ -1,10 +1,9 @@
 """Prepared launches: everything that a process needs before its orders, in one go, ahead of need if wanted.
 
-A prepared launch is a spawned launcher with its pipes and its cgroup. If it was
-made with orders, it is carrying them out already. If it was parked, it waits:
-the start that takes it pays neither for the fork, nor for the hop to a thread
+A prepared launch is a spawned launcher with its output pipes and its cgroup. A start
+that takes one that was parked pays neither for the fork, nor for the hop to a thread
 and back, nor for joining the cgroup (whose first join after a quiet time waits
-some 8 ms for the kernel).
+some 8 ms for the kernel). Its stdin comes with its orders, since most want none.
 """
 
 from __future__ import annotations
@@ -25,14 +24,13 @@ from .cgroups import CgroupLimits, Leaf
 from .errors import LaunchError
 from .launch import Launcher, Launchers, resource_error
 from .spec import ProcessSpec
-from .stdin import Stdin, open_stdin
 
 if TYPE_CHECKING:
     from .survival import Survival
 
 _logger = logging.getLogger(__name__)
 
-_EVERY_STREAM = ProcessSpec(command="parked", stdin_mode="pipe")
+_EVERY_STREAM = ProcessSpec(command="parked")
 
 # A spawn takes as much as a start. It waits until nothing has been started for so
 # long, to be in the way neither of what has been nor of the next; unless half are gone.
@@ -40,12 +38,11 @@ _QUIET_SECONDS = 0.005
 
 
 class PreparedLaunch(NamedTuple):
-    """A spawned launcher, with its pipes and its cgroup.
+    """A spawned launcher, with its output pipes and its cgroup.
 
     Attributes:
       launcher: to be given its orders, or dismissed.
       capture: our ends of its output pipes.
-      stdin: our end of its stdin pipe, or None.
       leaf: its cgroup, or None.
       resources: owns all of these but the launcher.
       kept: the keeper's key of their descriptors, if it has them.
@@ -53,21 +50,16 @@ class PreparedLaunch(NamedTuple):
 
     launcher: Launcher
     capture: Capture
-    stdin: Stdin | None
     leaf: Leaf | None
     resources: ExitStack
     kept: int | None = None
 
-    def fit(self, spec: ProcessSpec) -> Stdin | None:
-        """Close our ends of the pipes that the spec does not want; stdin, if it does."""
+    def fit(self, spec: ProcessSpec) -> None:
+        """Close our ends of the pipes that the spec does not want."""
         if spec.stdout_mode == "discard":
             self.capture.close_stream("stdout")
         if spec.stderr_mode == "discard":
             self.capture.close_stream("stderr")
-        if self.stdin is not None and spec.stdin_mode == "closed":
-            self.stdin.close_now()
-            return None
-        return self.stdin
 
     async def dismiss(self) -> None:
         """Give it up, unused."""
@@ -75,15 +67,12 @@ class PreparedLaunch(NamedTuple):
             await self.launcher.dismiss()
 
 
-async def prepare(
-    spec: ProcessSpec, leaf: Leaf | None, launchers: Launchers, orders: bytes = b""
-) -> PreparedLaunch:
-    """Make the pipes that `spec` wants and spawn a launcher.
+async def prepare(spec: ProcessSpec, leaf: Leaf | None, launchers: Launchers) -> PreparedLaunch:
+    """Make the pipes that `spec` wants for its output, and spawn a launcher.
 
     Args:
       leaf: its cgroup, which is owned here from now on, also if this fails.
       launchers: where it comes from.
-      orders: what the launcher is to carry out, unless it is to be parked.
 
     Raises:
       LaunchError: nothing is left.
@@ -98,11 +87,6 @@ async def prepare(
             ours.enter_context(leaf)
         try:
             capture = ours.enter_context(Capture())
-            stdin, stdin_end = None, subprocess.DEVNULL
-            if spec.stdin_mode == "pipe":
-                stdin, read_end = open_stdin()
-                ours.callback(stdin.close_now)
-                stdin_end = childs(read_end)
             stdout_end = stderr_end = subprocess.DEVNULL
             if spec.stdout_mode == "capture":
                 stdout_end = childs(capture.open("stdout"))
@@ -111,13 +95,9 @@ async def prepare(
         except OSError as error:
             raise resource_error(error) from error
         launcher = await launchers.spawn(
-            cgroups=() if leaf is None else leaf.directories,
-            stdin=stdin_end,
-            stdout=stdout_end,
-            stderr=stderr_end,
-            orders=orders,
+            cgroups=() if leaf is None else leaf.directories, stdout=stdout_end, stderr=stderr_end
         )
-        return PreparedLaunch(launcher, capture, stdin, leaf, ours.pop_all())
+        return PreparedLaunch(launcher, capture, leaf, ours.pop_all())
 
 
 class _Parked(NamedTuple):

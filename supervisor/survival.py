@@ -120,7 +120,8 @@ _RETRY_SECONDS: Final = 1.0
 _LEAST_KEY: Final = 1 << 32
 _KEY_BITS: Final = 62
 # What the keeper need not have any more costs it descriptors, and to tell it costs
-# us; so it is told with what is put, or after so long.
+# us; so it is told of so much at once, or after so long.
+_GATHERED: Final = 16
 _GATHERING_SECONDS: Final = 0.25
 # Handles are reserved in advance, so that none is used again whatever is forgotten.
 _RESERVED_HANDLES = 1000
@@ -276,12 +277,15 @@ class Survival:
         self,
         process: Process,
         prepared: PreparedLaunch,
+        stdin: Stdin | None,
         timeout: float | None,
         key: str | None,
     ) -> None:
         """It may be executed from now on."""
         launcher, leaf = prepared.launcher, prepared.leaf
-        kept = self.park(prepared) if prepared.kept is None else prepared.kept
+        kept = prepared.kept
+        if kept is None or stdin is not None:
+            kept = self._keep(prepared, stdin, kept)
         self._processes[process.handle] = process
         process.began = Began(
             process.spec,
@@ -303,9 +307,12 @@ class Survival:
 
     def park(self, prepared: PreparedLaunch) -> int:
         """Have a launch kept, before it is known what for; returns the keeper's key."""
-        self._drop_now()
-        key = next(self._keys)
-        kept = Kept(prepared.launcher.leader.pidfd, prepared.capture, prepared.stdin)
+        return self._keep(prepared, None, None)
+
+    def _keep(self, prepared: PreparedLaunch, stdin: Stdin | None, key: int | None) -> int:
+        if key is None:
+            key = next(self._keys)
+        kept = Kept(prepared.launcher.leader.pidfd, prepared.capture, stdin)
         self._kept[key] = kept
         self._keeper.put(key, kept.descriptors())
         return key
@@ -319,6 +326,8 @@ class Survival:
         if not self._dropped:  # Whoever waits has been woken by the first.
             self._is_dropping.unpark_all()
         self._dropped.append(key)
+        if len(self._dropped) == _GATHERED:
+            self._drop_now()
 
     def give_up(self, process: Process) -> None:
         """It has not been executed, and never will be."""

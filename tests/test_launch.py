@@ -268,12 +268,25 @@ async def test_one_that_is_killed_before_it_is_a_launcher_is_no_start() -> None:
         if not pid:
             while True:
                 signal.pause()
-        launcher = Launcher(Leader(pid, os.pidfd_open(pid), children), ours.detach())
+        launcher = Launcher(Leader(pid, os.pidfd_open(pid), children), ours)
         os.kill(pid, signal.SIGKILL)
     with launcher.leader:
-        launcher.order(b"orders")
+        launcher.order(b"orders", 0)
         with pytest.raises(creche.KilledBeforeExec):
             await launcher.executed(ProcessSpec(command="true"))
+    assert pid not in children
+    assert pid not in all_children()
+
+
+async def test_orders_that_cannot_be_given_are_no_start() -> None:
+    children = Children()
+    with launch.Launchers(children) as launchers:
+        launcher = await launchers.spawn(cgroups=(), stdout=launchers.null, stderr=launchers.null)
+        pid = launcher.leader.pid
+        with launcher.leader:
+            launcher.order(b"orders", -1)
+            with pytest.raises(creche.LaunchError, match="Bad file descriptor"):
+                await launcher.executed(ProcessSpec(command="true"))
     assert pid not in children
     assert pid not in all_children()
 

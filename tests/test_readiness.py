@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -57,15 +58,15 @@ async def test_an_answer_is_waited_for_though_another_file_had_its_number() -> N
     spare = os.dup(0)
     os.close(spare)
     elsewhere, trap = await _leave_a_trap(spare)
-    read_end, write_end = os.pipe()
-    assert read_end == spare
-    os.set_blocking(read_end, False)
+    ours, the_childs = socket.socketpair()
+    assert ours.fileno() == spare
+    ours.setblocking(False)
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_receive_answer, read_end)
+            nursery.start_soon(_receive_answer, ours)
             await wait_all_tasks_blocked()
             os.close(trap)
             await wait_all_tasks_blocked(0.01)
-            os.close(write_end)  # The command has been executed.
-    for descriptor in (read_end, elsewhere):
-        os.close(descriptor)
+            the_childs.close()  # The command has been executed.
+    ours.close()
+    os.close(elsewhere)

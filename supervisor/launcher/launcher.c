@@ -29,7 +29,8 @@
  * descriptors (in the first form, which may be given some for its orders, mark them close-on-exec), make and join the cgroups
  * of the command line (a directory that is there already is fine), reset the signals. Marking so early is enough: the launcher
  * opens nothing that it keeps, and ORDERS_FD and ANSWER_FD stay usable until exec. The cgroups are made here because mkdir
- * takes the kernel 0.1 ms, for which a supervisor's loop would stand still. Then the orders are read into one mapping, and
+ * takes the kernel 0.1 ms, for which a supervisor's loop would stand still. In the second form descriptor 0 comes next, with the
+ * orders at the latest: what it is need not be known before. Then the orders are read into one mapping, and
  * checked to their end before any is carried out. That mapping is the only memory ever asked for, so that no limit that they
  * set can fail the launcher itself. The strings that exec needs are used where they lie.
  *
@@ -412,11 +413,11 @@ _Noreturn void launch(long *stack)
     }
     sys_set_name("creche-launcher"); /* it may have been executed by a number (/proc/self/fd) */
     close_descriptors(!stdin_comes);
-    if (stdin_comes)
-        take_stdin();
     for (char **directory = argv + 3; *directory; directory++)
         make_and_join(*directory);
     reset_signals();
+    if (stdin_comes)
+        take_stdin();
 
     struct header header;
     size_t received = receive(&header, sizeof header);
