@@ -89,6 +89,7 @@ class Inheritance:
             asked of `survival`.
         """
         found = found_in(self.recovered)
+        self.recovered.entries.clear()  # Else it would all be held for as long as we live.
         # In a thread, since the disk may take its time. Nobody else uses the store yet.
         logs = await trio.to_thread.run_sync(self._restore_outputs, store, found)
         processes: list[tuple[Process, Found]] = []
@@ -98,12 +99,13 @@ class Inheritance:
             processes.append((process, item))
         del logs
         running: list[Running] = []
+        never_executed: list[int] = []
         for process, item in processes:
             descriptors = self._held.pop(item.began.kept, None)
             if descriptors is not None and self._goes_on(item):
                 if item.ended is None and _was_never_executed(descriptors[PIDFD], item):
                     _close(descriptors)
-                    self.keeper.drop(item.began.kept)
+                    never_executed.append(item.began.kept)
                     continue
                 process.take_back(item, has_ended=item.ended is not None)
                 running.append(Running(process, self._launched(process, item, descriptors, host)))
@@ -121,6 +123,8 @@ class Inheritance:
                 survival.finish(process)
             elif process.pid == 0:
                 survival.forget(process.handle)
+        # Not before they are forgotten: without its descriptors one would seem to have ended.
+        self.keeper.drop(*never_executed)
         for process, launched in running:
             kept = Kept(launched.leader.pidfd, launched.capture, launched.stdin)
             survival.take_over(process, kept)
