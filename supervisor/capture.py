@@ -86,14 +86,18 @@ class Capture:
         Only the child may keep it, so that its end is end-of-file here.
 
         Raises:
-          OSError: no descriptors are left.
+          OSError: no descriptors are left, or something else has run short.
         """
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         self._streams[read_end] = stream
-        # Only our end: O_NONBLOCK belongs to the open file description, and
-        # most programs do not expect it on the other.
-        os.set_blocking(read_end, False)
-        self._epoll.register(read_end, select.EPOLLIN)
+        try:
+            # Only our end: O_NONBLOCK belongs to the open file description, and
+            # most programs do not expect it on the other.
+            os.set_blocking(read_end, False)
+            self._epoll.register(read_end, select.EPOLLIN)
+        except OSError:
+            os.close(write_end)
+            raise
         return write_end
 
     def take_over(self, stream: Stream, read_end: int) -> None:

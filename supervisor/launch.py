@@ -152,8 +152,8 @@ class Launcher:
     async def dismiss(self) -> None:
         """Let it end without orders. Not interrupted by cancellation."""
         self._connection.close()
-        with trio.CancelScope(shield=True), self.leader:
-            await self.leader.wait()
+        with self.leader:
+            await self.leader.die()  # It may be stopped, and would not end by itself.
 
 
 class Launchers:

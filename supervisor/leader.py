@@ -19,6 +19,8 @@ from .record import ExitStatus
 # How long whoever is the parent of one that we have taken over may take to reap
 # it, where nobody else can tell how it ended.
 _REAPING_SECONDS = 5.0
+# Between two looks at one that has exited, and that its tracer has not seen yet.
+_TRACED_SECONDS = 0.01
 
 
 class _Held:
@@ -87,10 +89,12 @@ class Leader(_Held):
 
     async def wait(self) -> None:
         """Wait until the leader has exited. It stays a zombie."""
-        while self._exit_status is None:
+        while not self.has_exited():
             # This may return for nothing; see `readiness`.
             await trio.lowlevel.wait_readable(self.pidfd)
-            self._exit_status = self._look()
+            if not self.has_exited() and is_readable(self.pidfd):
+                # Whoever traces it is told first (ptrace(2)), and nobody tells us when.
+                await trio.sleep(_TRACED_SECONDS)
 
     async def exit_status(self) -> ExitStatus:
         """How the leader, which has exited, ended; without reaping it. No checkpoint."""

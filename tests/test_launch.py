@@ -24,6 +24,8 @@ from supervisor.reaper import Children
 from .conftest import PATIENCE_SECONDS
 from .kernel import children as all_children
 
+_ROOT = Path(__file__).parent.parent
+
 
 async def _failure(supervisor: Supervisor, spec: ProcessSpec) -> creche.SupervisorError:
     with pytest.raises(creche.SupervisorError) as caught:
@@ -276,6 +278,27 @@ async def test_one_that_is_killed_before_it_is_a_launcher_is_no_start() -> None:
             await launcher.executed(ProcessSpec(command="true"))
     assert pid not in children
     assert pid not in all_children()
+
+
+async def test_a_pipe_that_cannot_be_waited_for_is_closed_again() -> None:
+    strace = ["strace", "-o", "/dev/null", "-e", "inject=epoll_ctl:error=ENOSPC"]
+    result = await trio.run_process(
+        [*strace, sys.executable, "-c", _NO_ROOM], capture_stdout=True, cwd=_ROOT
+    )
+    assert result.stdout == b"No space left on device\nTrue\n"
+
+
+_NO_ROOM = """
+import os
+from supervisor.capture import Capture
+before = os.listdir("/proc/self/fd")
+with Capture() as capture:
+    try:
+        capture.open("stdout")
+    except OSError as error:
+        print(error.strerror)
+print(os.listdir("/proc/self/fd") == before)
+"""
 
 
 async def test_orders_that_cannot_be_given_are_no_start() -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor import ArgumentListTooLong, Limits, ProcessSpec, Supervisor, SupervisorConfig
+from supervisor import (
+    ArgumentListTooLong,
+    Limits,
+    ProcessSpec,
+    Supervisor,
+    SupervisorConfig,
+    open_supervisor,
+)
 
 from .conftest import PATIENCE_SECONDS
 from .kernel import children
@@ -61,6 +68,13 @@ async def test_one_that_was_killed_is_not_used(supervisor: Supervisor) -> None:
     for pid in await parked():
         os.kill(pid, signal.SIGKILL)
     assert (await supervisor.run(sh("echo alive"))).stdout == b"alive\n"
+
+
+async def test_stopped_ones_do_not_hold_up_the_end(config: SupervisorConfig) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_supervisor(config):
+            for pid in await parked():
+                os.kill(pid, signal.SIGSTOP)
 
 
 async def test_one_that_was_parked_in_another_directory_is_not_used(
