@@ -92,24 +92,23 @@ async def settle(process: Process) -> None:
 
 async def outlive(process: Process, unit: Unit, capture: Capture) -> None:
     """Let the descendants go on until they end or `process.scope` is cancelled."""
-    with process.outlived():
-        try:
-            with process.scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(capture.run, None)
-                    await unit.wait_until_alone()
-                    nursery.cancel_scope.cancel()
-        except Exception:
-            _logger.exception("the descendants of %r are ended", process)
-        if process.is_let_go:
-            return
-        try:
-            with _within(_DEATH_SECONDS) as patience:
-                await unit.kill_descendants()
-            if patience.cancelled_caught:
-                _logger.error("the descendants of %r do not die", process)
-        except OSError:
-            _logger.exception("the descendants of %r could not be killed", process)
+    try:
+        with process.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(capture.run, None)
+                await unit.wait_until_alone()
+                nursery.cancel_scope.cancel()
+    except Exception:
+        _logger.exception("the descendants of %r are ended", process)
+    if process.is_let_go:
+        return
+    try:
+        with _within(_DEATH_SECONDS) as patience:
+            process.kept_killed = await unit.kill_descendants()
+        if patience.cancelled_caught:
+            _logger.error("the descendants of %r do not die", process)
+    except OSError:
+        _logger.exception("the descendants of %r could not be killed", process)
 
 
 def _within(seconds: float) -> trio.CancelScope:

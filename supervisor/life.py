@@ -139,8 +139,7 @@ class Life:
         process = self.process
         with self._resources:
             if process.has_ended:
-                await outlive(process, self._unit, self._launched.capture)
-                self._be_left()
+                await self._be_outlived()
                 return
             timed_out = False
             try:
@@ -202,10 +201,16 @@ class Life:
         keep = await self._end(timed_out=timed_out)
         ended()
         await settle(process)
+        if keep:
+            await self._be_outlived()
+        else:
+            self._be_left()
+
+    async def _be_outlived(self) -> None:
         try:
-            if keep:
-                await outlive(process, self._unit, self._launched.capture)
+            await outlive(self.process, self._unit, self._launched.capture)
         finally:
+            self.process.no_more_outlived()
             self._be_left()
 
     async def _end(self, *, timed_out: bool) -> bool:
@@ -218,7 +223,7 @@ class Life:
             capture.drain()
         except OSError:
             _logger.exception("the last output of %r could not be read", process)
-        process.finish(msgspec.structs.replace(end, timed_out=timed_out))
+        process.finish(msgspec.structs.replace(end, timed_out=timed_out), is_outlived=keep)
         return keep
 
     def _be_left(self) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -61,6 +59,7 @@ class Process:
       key: of the request that has started it, if that may come again.
       began: what of it survives the supervisor, if anything does.
       signals_sent: numbers of the signals that were sent to it from here.
+      kept_killed: descendants that were kept, and killed after its end.
     """
 
     __slots__ = (
@@ -78,6 +77,7 @@ class Process:
         "duration_seconds",
         "handle",
         "is_let_go",
+        "kept_killed",
         "key",
         "log",
         "members_killed",
@@ -103,6 +103,7 @@ class Process:
             log.readership.noted = partial(survival.note_read, handle)
         self.scope = trio.CancelScope(shield=True)
         self.members_killed = 0
+        self.kept_killed = 0
         self.pid = 0
         self.started_at = 0
         self.duration_seconds: float | None = None
@@ -278,6 +279,7 @@ class Process:
         if self._outlived is not None:
             self.scope.cancel()
             await self._outlived.wait()
+            killed += self.kept_killed
         return killed
 
     async def stop(self, grace_seconds: float = 5.0) -> None:
@@ -443,23 +445,33 @@ class Process:
         self._exited_at = now_ms()
         self.duration_seconds = time.monotonic() - self._started_clock
 
-    @contextmanager
-    def outlived(self) -> Iterator[None]:
-        """Within this block descendants go on after the end; `kill` is for them."""
+    def be_outlived(self) -> None:
+        """Descendants go on after the end, until `no_more_outlived`; `kill` is for them."""
         self.scope = trio.CancelScope(shield=True)
         self._outlived = trio.Event()
-        try:
-            yield
-        finally:
+
+    def no_more_outlived(self) -> None:
+        """Nothing of it is alive any more, or it is let go."""
+        if self._outlived is not None:
             self._outlived.set()
             self._outlived = None
 
-    def finish(self, end: End) -> None:
-        """The end is complete: close the log and make the status final, both at once."""
+    def finish(self, end: End, *, is_outlived: bool) -> None:
+        """The end is complete: close the log and make the status final, both at once.
+
+        Args:
+          is_outlived: whether descendants may go on.
+        """
         self._end = end
         self._unit = self._leaf = None
         self.scope = _OVER
+        if is_outlived:
+            self.be_outlived()
         self.log.close()
+        if self._stdin is not None and self._stdin.writable:
+            # Whoever writes would wait for those that go on.
+            self._stdin.close_now()
+            self._note_accepted()
         if self._survival is not None:
             self._survival.finish(self)
         self._ended.set()

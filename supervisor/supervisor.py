@@ -320,7 +320,9 @@ class Supervisor:
         assert process.began is not None
         resources = launched.owned()
         unit = resources.enter_context(launched.unit(f"{self.name}-{process.handle}"))
-        if not process.has_ended:
+        if process.has_ended:
+            process.be_outlived()
+        else:
             process.begin(unit, launched.leaf, launched.stdin)
         return Life(
             process,
@@ -382,8 +384,8 @@ async def open_supervisor(
             survival = await stack.enter_async_context(
                 open_survival(inheritance, registry.find, host.lock, host.own_cgroups)
             )
+        await stack.enter_async_context(_running(host))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(host.run)
             supervisor = Supervisor(nursery, host, store, registry, survival, name, config)
             nursery.start_soon(registry.expire)
             # What fails is raised again below: the nursery would wrap it in a group.
@@ -401,5 +403,26 @@ async def open_supervisor(
                     failure = failure or error
                     supervisor._end_by_force()
             nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _running(host: Host) -> AsyncIterator[None]:
+    """The host's own task runs within this block: also while what was interrupted comes to its end there."""
+    scope = trio.CancelScope(shield=True)
+
+    async def run() -> None:
+        with scope:
+            await host.run()
+
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        try:
+            yield
+        except BaseException as error:
+            failure = error  # As above.
+        scope.cancel()
     if failure is not None:
         raise failure

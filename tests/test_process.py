@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -227,9 +228,9 @@ async def test_kept_descendants_go_on_until_they_are_killed(supervisor: Supervis
     assert (record.exit_code, record.members_killed) == (0, 0)
     assert await process.log.read_all("stdout") == b"hi\n"
     assert len(running_with(unique)) == 1
-    await process.kill()
+    assert await process.kill() == 1
     assert running_with(unique) == set()
-    await process.kill()
+    assert await process.kill() == 0
 
 
 async def test_kept_descendants_are_not_stopped_by_what_they_write(
@@ -245,12 +246,73 @@ async def test_kept_descendants_are_not_stopped_by_what_they_write(
         assert await trio.Path(fifo).read_text() == "written\n"
 
 
+async def test_kept_descendants_are_killed_also_while_the_last_output_is_spilled(
+    tmp_path: Path,
+) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    # Just too much for memory, in one last turn.
+    script = f"sleep {unique} >/dev/null 2>&1 & exec head -c 65536 /dev/zero"
+    async with open_supervisor(SupervisorConfig(state_dir=tmp_path)) as supervisor:
+        for _ in range(5):
+            process = await supervisor.start(sh(script, descendants="keep"))
+            await process.wait()
+            assert await process.kill() == 1
+            assert running_with(unique) == set()
+        process = await supervisor.start(sh(script, descendants="keep"))
+        with trio.fail_after(PATIENCE_SECONDS):
+            await process.wait()
+            await supervisor.stop()
+            assert running_with(unique) == set()
+
+
+async def test_a_writer_does_not_wait_for_kept_descendants(supervisor: Supervisor) -> None:
+    script = "exec 3<&0; sleep 1000 <&3 >/dev/null 2>&1 & exit 3"
+    with trio.fail_after(PATIENCE_SECONDS):
+        result = await supervisor.run(sh(script, descendants="keep"), input=b"x" * 1_000_000)
+        assert result.exit_code == 3
+        process = await supervisor.start(sh(script, descendants="keep", stdin_mode="pipe"))
+        with pytest.raises(StdinNotWritable):
+            await process.write_stdin(b"x" * 1_000_000)
+    assert not process.stdin_writable
+
+
 async def test_kept_descendants_end_with_the_supervisor() -> None:
     unique = f"30.{uuid4().int % 10**9}"
     async with open_supervisor() as supervisor:
         await supervisor.run(sh(f"sleep {unique} & :", descendants="keep"))
         assert len(running_with(unique)) == 1
     assert running_with(unique) == set()
+
+
+async def test_an_exit_that_its_tracer_has_not_seen_yet_keeps_nobody_busy(
+    supervisor: Supervisor,
+) -> None:
+    process = await supervisor.start(ProcessSpec(command="sleep", args=("1000",)))
+    arguments = [sys.executable, "-c", _TRACER, str(process.pid)]
+    tracer = await trio.lowlevel.open_process(arguments, stdin=-1, stdout=-1)
+    assert tracer.stdin is not None
+    assert tracer.stdout is not None
+    async with tracer.stdin, tracer.stdout:
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await tracer.stdout.receive_some() == b"0\n"
+            os.kill(process.pid, signal.SIGKILL)
+            pidfd = os.pidfd_open(process.pid)
+            await trio.lowlevel.wait_readable(pidfd)
+            os.close(pidfd)
+            await wait_all_tasks_blocked(0.002)
+            assert process.status == "running"
+            await tracer.stdin.aclose()
+            assert (await process.wait()).signal == signal.SIGKILL
+            await tracer.wait()
+
+
+# Seizes it, and never waits for it.
+_TRACER = """
+import ctypes, sys
+libc = ctypes.CDLL(None)
+print(libc.ptrace(0x4206, int(sys.argv[1]), None, None), flush=True)
+sys.stdin.read()
+"""
 
 
 async def test_a_stranger_is_never_killed(supervisor: Supervisor) -> None:

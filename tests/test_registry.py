@@ -29,7 +29,8 @@ def _finished(registry: Registry, handle: int, pid: int, output: bytes = b"") ->
             oom_kills=0,
             members_killed=0,
             usage=None,
-        )
+        ),
+        is_outlived=False,
     )
     registry.finished(process)
     return process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -218,21 +219,39 @@ async def test_a_second_interrupt_ends_what_defies_the_first(tmp_path: Path) -> 
             assert await trio.to_thread.run_sync(told.read_text) == "SIGTERM\n"
             assert running_with(unique)
             process.send_signal(signal.SIGINT)
+            rest = b""
+            async for data in process.stdout:
+                rest += data
             assert await process.wait() == -signal.SIGINT
+    # The trees were seen to be dead, and nothing was logged.
+    assert re.fullmatch(rb"(signaled 9 [1-9]\d*\n){3}", rest)
     assert running_with(unique) == set()
 
 
 _DEFIANT = """
-import sys, trio
+import logging, sys, trio
 from supervisor import *
 async def main():
     config = SupervisorConfig(grace_seconds=1000)
     async with open_supervisor(config) as supervisor:
-        script = f"trap 'echo SIGTERM > {sys.argv[1]}' TERM; echo ready; while :; do sleep {sys.argv[2]}; done"
-        process = await supervisor.start(ProcessSpec(command="sh", args=("-c", script)))
-        async for line in process.lines():
-            print(line.text, flush=True)
-trio.run(main)
+        for trap in ("", "", f"echo SIGTERM > {sys.argv[1]}"):
+            script = (
+                f"trap '{trap}' TERM; for i in $(seq 60); do sleep {sys.argv[2]} & done;"
+                f"echo ready; while :; do sleep {sys.argv[2]}; done"
+            )
+            process = await supervisor.start(ProcessSpec(command="sh", args=("-c", script)))
+            processes.append(process)
+            async for line in process.lines():
+                break
+        sys.stdout.write("ready\\n"); sys.stdout.flush()
+        await trio.sleep_forever()
+processes = []
+logging.basicConfig(stream=sys.stdout, level=logging.ERROR)
+try:
+    trio.run(main)
+finally:
+    for process in processes:
+        print(process.status, process.signal, process.record.members_killed)
 """
 
 
