@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from supervisor import (
     Limits,
@@ -32,7 +33,7 @@ from supervisor.cgroups.mounts import find_own_cgroups
 from .conftest import PATIENCE_SECONDS
 from .heavy import amount
 from .injection import injecting
-from .kernel import children, running_with
+from .kernel import children, descriptors, running_with
 from .test_process import first_line, sh
 
 MIB = 1024 * 1024
@@ -350,6 +351,35 @@ async def test_where_no_file_can_be_watched_processes_start_and_end(supervisor: 
         result = await supervisor.run(sh(f"sleep {unique} &"))
         assert result.record.members_killed == 1
         assert running_with(unique) == set()
+
+
+async def test_a_copy_of_what_told_of_kills_for_memory_tells_nothing_after_the_end(
+    supervisor: Supervisor,
+) -> None:
+    if "memory" not in find_own_cgroups().by_controller:
+        pytest.skip("only version 1 tells through a descriptor of each unit")
+    before = descriptors()
+    process = await supervisor.start(
+        sh("read go", stdin_mode="pipe", limits=Limits(memory_bytes=16 * MIB))
+    )
+    told_by = {
+        descriptor
+        for descriptor, what in descriptors().items()
+        if "eventfd" in what and descriptor not in before
+    }
+    # What a fork of this program would have.
+    copies = [os.dup(descriptor) for descriptor in told_by]
+    try:
+        assert copies
+        await process.close_stdin()
+        await process.wait()
+        with trio.fail_after(PATIENCE_SECONDS):
+            for copy in copies:
+                await trio.lowlevel.wait_readable(copy)  # The cgroup has been removed.
+            await wait_all_tasks_blocked()
+    finally:
+        for copy in copies:
+            os.close(copy)
 
 
 async def test_a_hierarchy_is_used_only_where_a_limit_needs_it(supervisor: Supervisor) -> None:

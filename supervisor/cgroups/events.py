@@ -78,11 +78,16 @@ class CgroupEvents:
                     file.write(f"{event} {control}")
             finally:
                 os.close(control)
-            self._by_eventfd[event] = happened
             self._epoll.register(event, select.EPOLLIN)
-            yield
+            self._by_eventfd[event] = happened
+            try:
+                yield
+            finally:
+                del self._by_eventfd[event]
+                # Not left to the closing: whoever this program has forked may hold a
+                # copy, and then the removal of the cgroup would be told for ever.
+                self._epoll.unregister(event)
         finally:
-            self._by_eventfd.pop(event, None)
             os.close(event)
 
     async def run(self) -> None:
