@@ -301,7 +301,8 @@ class Process:
     async def freeze(self) -> None:
         """Stop the whole tree where it is, and return when it stands still.
 
-        It takes no signal but SIGKILL until `thaw`, and its timeout goes on.
+        It takes no signal but SIGKILL until `thaw`, and its timeout goes on. A `thaw`
+        or the end that comes first ends the wait, too.
 
         Raises:
           ProcessNotRunning: the process has ended.

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -22,6 +22,7 @@ from trio.testing import wait_all_tasks_blocked
 from supervisor import (
     Limits,
     LimitUnavailable,
+    Process,
     ProcessRecord,
     ProcessSpec,
     Supervisor,
@@ -237,6 +238,55 @@ async def test_a_frozen_unit_stands_still_and_can_be_killed(supervisor: Supervis
         await process.freeze()
         await process.kill()
     assert process.signal == 9
+
+
+async def frozen_with(process: Process, other: Callable[[], Awaitable[object]]) -> None:
+    """Freeze a process that takes its time to stand still, and begin the other before it does."""
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(process.freeze)
+            # Twice: of those who can go on Trio takes a random one first.
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            await other()
+
+
+BUSY = sh("for i in $(seq 40); do (while :; do :; done) & done; echo ready; wait")
+
+
+async def test_whoever_waits_for_a_freeze_takes_nothing_from_another(
+    supervisor: Supervisor,
+) -> None:
+    process = await supervisor.start(BUSY)
+    assert await first_line(process) == "ready"
+
+    async def freeze_and_leave() -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await process.freeze()
+
+    for _ in range(5):
+        await frozen_with(process, process.freeze)
+        await process.thaw()
+        await frozen_with(process, freeze_and_leave)
+        await process.thaw()
+    await process.kill()
+
+
+async def test_who_waits_for_a_freeze_is_let_go_by_a_thaw(supervisor: Supervisor) -> None:
+    process = await supervisor.start(BUSY)
+    assert await first_line(process) == "ready"
+    for _ in range(5):
+        await frozen_with(process, process.thaw)
+    await process.kill()
+
+
+async def test_a_wait_for_a_freeze_holds_up_no_end_and_ends_with_it(supervisor: Supervisor) -> None:
+    for _ in range(5):
+        process = await supervisor.start(BUSY)
+        assert await first_line(process) == "ready"
+        await frozen_with(process, process.kill)
+        assert process.record.members_killed == 40
 
 
 async def test_every_limit_of_the_unit_is_set(supervisor: Supervisor) -> None:

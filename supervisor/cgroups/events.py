@@ -35,7 +35,7 @@ class CgroupEvents:
         self._inotify = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._epoll.register(self._inotify, select.EPOLLIN)
-        self._by_watch: dict[int, Callable[[], object]] = {}
+        self._by_watch: dict[int, list[Callable[[], object]]] = {}
         self._by_eventfd: dict[int, Callable[[], object]] = {}
 
     def __enter__(self) -> CgroupEvents:
@@ -53,13 +53,17 @@ class CgroupEvents:
           OSError: there is no such file, or no more can be watched.
         """
         watch = _checked(_libc.inotify_add_watch(self._inotify, os.fsencode(path), _IN_MODIFY))
-        self._by_watch[watch] = changed
+        # The same for all who watch this file (inotify_add_watch(2)).
+        told = self._by_watch.setdefault(watch, [])
+        told.append(changed)
         try:
             yield
         finally:
-            del self._by_watch[watch]
-            # Fails if the file has gone, and its watch with it.
-            _libc.inotify_rm_watch(self._inotify, watch)
+            told.remove(changed)
+            if not told:
+                del self._by_watch[watch]
+                # Fails if the file has gone, and its watch with it.
+                _libc.inotify_rm_watch(self._inotify, watch)
 
     @contextmanager
     def watch_oom_control(self, directory: str, happened: Callable[[], object]) -> Iterator[None]:
@@ -116,7 +120,7 @@ class CgroupEvents:
             if mask & _IN_MODIFY:
                 changed[watch] = None
         for watch in changed:
-            if callback := self._by_watch.get(watch):
+            for callback in self._by_watch.get(watch, ()):
                 callback()
 
 

@@ -98,10 +98,13 @@ class Leaf:
     """
 
     __slots__ = (
+        "_changes",
         "_controllers",
         "_directory",
         "_events",
         "_is_left",
+        "_is_over",
+        "_is_to_freeze",
         "_oom_happened",
         "_removals",
         "_watches",
@@ -120,6 +123,9 @@ class Leaf:
         self._events = events
         self._oom_happened = False
         self._is_left = False
+        self._is_over = False
+        self._is_to_freeze = False
+        self._changes = trio.lowlevel.ParkingLot()
         self._watches = ExitStack()
 
     def _watch_ooms(self) -> None:
@@ -129,6 +135,8 @@ class Leaf:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
+        self._changes.unpark_all()
         self._watches.close()
         if not self._is_left:
             self._removals.add(self.directories)
@@ -228,29 +236,33 @@ class Leaf:
         await self._wait_while(lambda: not self.is_empty())
 
     async def freeze(self, frozen: bool) -> None:
-        """Stop all members where they are, or let them go on; returns when that is so."""
+        """Stop all members where they are, or let them go on; returns when that is so.
 
-        def is_other() -> bool:
-            return self._event("frozen") != frozen
+        Or when the other has been asked for since, or the unit is over.
+        """
+
+        def is_awaited() -> bool:
+            return self._is_to_freeze == frozen and self._event("frozen") != frozen
 
         files.write(f"{self._directory}/cgroup.freeze", int(frozen))
-        await self._wait_while(is_other)
+        self._is_to_freeze = frozen
+        self._changes.unpark_all()  # Who waits for the other would wait for ever.
+        await self._wait_while(is_awaited)
 
     async def _wait_while(self, is_so: Callable[[], bool]) -> None:
-        changes = trio.lowlevel.ParkingLot()
         with ExitStack() as stack:
             try:
-                watch = self._events.watch(f"{self._directory}/cgroup.events", changes.unpark_all)
-                stack.enter_context(watch)
+                path = f"{self._directory}/cgroup.events"
+                stack.enter_context(self._events.watch(path, self._changes.unpark_all))
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
                 # The user may watch no more files (inotify(7)), so nobody tells.
-                while is_so():  # noqa: ASYNC110
+                while not self._is_over and is_so():  # noqa: ASYNC110
                     await trio.sleep(_UNTOLD_SECONDS)
                 return
-            while is_so():
-                await changes.park()
+            while not self._is_over and is_so():
+                await self._changes.park()
 
     def _event(self, key: str) -> int | None:
         return files.number(files.read(f"{self._directory}/cgroup.events"), key)
