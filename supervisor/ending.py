@@ -17,7 +17,7 @@ from .cgroups import Leaf
 from .leader import Leader, TakenOver
 from .oom import KernelLog
 from .patience import stood_still
-from .process import Process
+from .process import UNKNOWN, Process
 from .record import End, ExitStatus
 from .unit import Unit
 
@@ -41,26 +41,14 @@ async def end_tree(
 
     Bounded in time; raises nothing.
     """
-    exit_status = ExitStatus(None, signal.SIGKILL)
-    oom_kills = members_killed = 0
+    exit_status = await _end_leader(process, leader, unit)
+    members_killed = process.members_killed
+    if process.has_exited and not keep:
+        # Those that a kill has hit may still be dying, and counted again.
+        members_killed = max(members_killed, await _end_descendants(process, unit))
+    oom_kills = 0
     usage = None
     try:
-        members_killed = process.members_killed
-        if not process.has_exited or not (keep or unit.is_alone()):
-            with _within(_DEATH_SECONDS) as patience:
-                if not process.has_exited:
-                    process.kill_now(unit)
-                    await leader.wait()
-                    process.note_exit()
-                if not keep:
-                    # Those that a kill has hit may still be dying, and counted again.
-                    members_killed = max(process.members_killed, await unit.kill_descendants())
-            if stood_still(patience):
-                return await end_tree(process, leader, unit, leaf, kernel_log, keep=keep)
-            if patience.cancelled_caught:
-                _logger.error("%r does not die; it is left to the kernel", process)
-        if process.has_exited:
-            exit_status = await leader.exit_status()
         if leaf is not None:
             oom_kills = leaf.oom_kills()
             usage = leaf.usage()
@@ -69,7 +57,7 @@ async def end_tree(
                     oom_killed = await _was_oom_killed(process, kernel_log)
                     exit_status = msgspec.structs.replace(exit_status, oom_killed=oom_killed)
     except Exception:
-        _logger.exception("the tree of %r could not be ended completely", process)
+        _logger.exception("what %r has used is not known completely", process)
     return End(
         exit_status=exit_status,
         timed_out=False,
@@ -77,6 +65,45 @@ async def end_tree(
         members_killed=members_killed,
         usage=usage,
     )
+
+
+async def _end_leader(process: Process, leader: Leader | TakenOver, unit: Unit) -> ExitStatus:
+    """See to it that the leader is dead, the others killed with it; how it ended, if that can be known."""
+    try:
+        while not process.has_exited:
+            with _within(_DEATH_SECONDS) as patience:
+                _kill(process, unit)
+                await leader.wait()
+                process.note_exit()
+            if patience.cancelled_caught and not stood_still(patience):
+                _logger.error("%r does not die; it is left to the kernel", process)
+                return UNKNOWN
+        return await leader.exit_status()
+    except Exception:
+        _logger.exception("how %r ended is not known", process)
+        return UNKNOWN
+
+
+def _kill(process: Process, unit: Unit) -> None:
+    try:
+        process.kill_now(unit)
+    except OSError:
+        # Maybe not all, and maybe the leader all the same.
+        _logger.exception("the tree of %r could not be killed completely", process)
+
+
+async def _end_descendants(process: Process, unit: Unit) -> int:
+    """See to it that all but the leader, which has exited, are dead; how many were killed."""
+    try:
+        while not unit.is_alone():
+            with _within(_DEATH_SECONDS) as patience:
+                return await unit.kill_descendants()
+            if not stood_still(patience):
+                _logger.error("the descendants of %r do not die", process)
+                break
+    except Exception:
+        _logger.exception("the descendants of %r could not be killed", process)
+    return 0
 
 
 async def settle(process: Process) -> None:
@@ -100,15 +127,8 @@ async def outlive(process: Process, unit: Unit, capture: Capture) -> None:
                 nursery.cancel_scope.cancel()
     except Exception:
         _logger.exception("the descendants of %r are ended", process)
-    if process.is_let_go:
-        return
-    try:
-        with _within(_DEATH_SECONDS) as patience:
-            process.kept_killed = await unit.kill_descendants()
-        if patience.cancelled_caught:
-            _logger.error("the descendants of %r do not die", process)
-    except OSError:
-        _logger.exception("the descendants of %r could not be killed", process)
+    if not process.is_let_go:
+        process.kept_killed = await _end_descendants(process, unit)
 
 
 def _within(seconds: float) -> trio.CancelScope:

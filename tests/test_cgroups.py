@@ -205,6 +205,67 @@ async def test_whatever_a_descendant_does_it_dies_with_the_leader(supervisor: Su
     assert running_with(unique) == set()
 
 
+def cgroup_of(process: Process) -> Path:
+    """The directory of a process's cgroup in the version 2 hierarchy."""
+    own = find_own_cgroups().unified
+    assert own is not None
+    ours, its = (
+        next(line for line in text.splitlines() if line.startswith("0::")).removeprefix("0::")
+        for text in (
+            Path("/proc/self/cgroup").read_text(),
+            Path(f"/proc/{process.pid}/cgroup").read_text(),
+        )
+    )
+    return Path(os.path.normpath(f"{own}/{os.path.relpath(its, ours)}"))
+
+
+CHURNING = """
+import itertools, os, sys
+own = sys.stdin.readline().strip()
+if os.fork() == 0:
+    os.setsid()
+    for step in itertools.count():
+        if step == 10:
+            print("ready", flush=True)
+        for number in range(20):
+            os.mkdir(f"{own}/{number}")
+        for number in range(20):
+            os.rmdir(f"{own}/{number}")
+sys.stdin.readline()
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_a_unit_that_makes_and_removes_cgroups_ends_like_any_other(
+    supervisor: Supervisor, is_killed: bool
+) -> None:
+    unique = f"churning-{uuid4().hex}"
+    churning = ProcessSpec(command=sys.executable, args=("-c", CHURNING, unique), stdin_mode="pipe")
+    for _ in range(10):
+        process = await supervisor.start(churning)
+        await process.write_stdin(f"{cgroup_of(process)}\n".encode())
+        assert await first_line(process) == "ready"
+        with trio.fail_after(PATIENCE_SECONDS):
+            if is_killed:
+                assert await process.kill() == 2
+            else:
+                await process.close_stdin()
+                assert (await process.wait()).exit_code == 3
+        assert process.record.members_killed == 1
+        assert running_with(unique) == set()
+
+
+async def test_a_unit_with_a_threaded_cgroup_ends_like_any_other(supervisor: Supervisor) -> None:
+    process = await supervisor.start(sh("sleep 1000 & echo ready; wait"))
+    assert await first_line(process) == "ready"
+    below = cgroup_of(process) / "threaded"
+    below.mkdir()
+    (below / "cgroup.type").write_text("threaded")
+    with trio.fail_after(PATIENCE_SECONDS):
+        assert await process.kill() == 2
+
+
 async def test_a_fork_bomb_stays_within_its_limit_and_dies_at_once(supervisor: Supervisor) -> None:
     process = await supervisor.start(
         ProcessSpec(
@@ -401,6 +462,14 @@ async def test_where_no_file_can_be_watched_processes_start_and_end(supervisor: 
         result = await supervisor.run(sh(f"sleep {unique} &"))
         assert result.record.members_killed == 1
         assert running_with(unique) == set()
+
+
+async def test_what_goes_wrong_with_descendants_changes_nothing_of_how_the_leader_ended(
+    supervisor: Supervisor,
+) -> None:
+    async with injecting(os.getpid(), "inotify_add_watch:error=ENOMEM"):
+        result = await supervisor.run(sh("sleep 1000 & exit 3"))
+    assert (result.reason, result.exit_code) == ("exited", 3)
 
 
 async def test_a_copy_of_what_told_of_kills_for_memory_tells_nothing_after_the_end(

@@ -220,7 +220,13 @@ class Leaf:
         count = 0
         with beyond_the_limit():  # Without a descriptor, os.walk would find nothing.
             for directory, _, _ in os.walk(self._directory):
-                count += files.read(f"{directory}/cgroup.procs").count("\n")
+                try:
+                    count += files.read(f"{directory}/cgroup.procs").count("\n")
+                except OSError as error:
+                    # One that a member has removed since, or made a threaded one
+                    # (EOPNOTSUPP), whose processes are counted above it.
+                    if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+                        raise
         return count
 
     def is_empty(self) -> bool:

@@ -24,11 +24,13 @@ class CgroupUnit(Unit):
         """SIGKILL to everything at once; how many there were besides the leader."""
         try:
             count = self._leaf.member_count()
-        finally:
-            # The group first: a leader that saw its child die alone would exit
-            # with a status of its own. And whatever has failed.
-            self.signal_group(signal.SIGKILL)
-        self._leaf.kill()
+        finally:  # Whatever has failed.
+            try:
+                # The group first: a leader that saw its child die alone would
+                # exit with a status of its own.
+                self.signal_group(signal.SIGKILL)
+            finally:
+                self._leaf.kill()
         return max(0, count - 1)
 
     def is_alone(self) -> bool:
@@ -41,8 +43,10 @@ class CgroupUnit(Unit):
         """Kill what is alive in the leaf."""
         if self.is_alone():
             return 0
-        count = self._leaf.member_count()
-        self._leaf.kill()
+        try:
+            count = self._leaf.member_count()
+        finally:
+            self._leaf.kill()
         await self._leaf.wait_until_empty()
         return count
 
