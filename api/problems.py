@@ -206,6 +206,7 @@ STATUS: dict[ClientError, int] = {
     supervisor.KeyReused: 409,
     supervisor.ProcessNotRunning: 400,
     supervisor.InvalidSignal: 400,
+    supervisor.SignalNotPermitted: 403,
     supervisor.StdinNotWritable: 400,
     supervisor.CgroupsUnavailable: 409,
 }

@@ -124,7 +124,13 @@ ROUTES = (
         handler=processes.send_signal,
         request=SignalRequest,
         response=Success,
-        errors=_JSON + _FIND + (supervisor.ProcessNotRunning, supervisor.InvalidSignal),
+        errors=(
+            *_JSON,
+            *_FIND,
+            supervisor.ProcessNotRunning,
+            supervisor.InvalidSignal,
+            supervisor.SignalNotPermitted,
+        ),
     ),
     Route(
         method="POST",

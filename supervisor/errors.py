@@ -199,6 +199,12 @@ class InvalidSignal(SupervisorError):
     code = "INVALID_SIGNAL"
 
 
+class SignalNotPermitted(SupervisorError):
+    """The process has become another user's, whom only a privileged supervisor may signal (kill(2))."""
+
+    code = "SIGNAL_NOT_PERMITTED"
+
+
 class CgroupsUnavailable(SupervisorError):
     """What was asked for needs a cgroup, and this supervisor has none; its capabilities say why."""
 

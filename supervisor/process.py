@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -15,7 +16,13 @@ import trio
 from .cgroups import Leaf
 from .chunk import BEGINNING, Offsets, Stream
 from .cursor import Cursor
-from .errors import CgroupsUnavailable, InvalidSignal, ProcessNotRunning, StdinNotWritable
+from .errors import (
+    CgroupsUnavailable,
+    InvalidSignal,
+    ProcessNotRunning,
+    SignalNotPermitted,
+    StdinNotWritable,
+)
 from .lines import LineReader
 from .output import OutputLog
 from .patience import stood_still
@@ -260,6 +267,7 @@ class Process:
         Raises:
           InvalidSignal: there is no such signal.
           ProcessNotRunning: the process has ended.
+          SignalNotPermitted: it has become another user's.
         """
         if signum not in signal.valid_signals():
             raise InvalidSignal(f"there is no signal {signum}", field="signal")
@@ -270,11 +278,13 @@ class Process:
     async def kill(self) -> int:
         """SIGKILL the whole tree; returns how many processes that killed, once all are dead.
 
-        0 if there was nothing left to kill.
+        0 if there was nothing left to kill, or nobody may kill it from here: where
+        there are no cgroups, a leader that has become another user's. That is given
+        a few seconds to end, and left to itself.
         """
         killed = 0
         if self._unit is not None:
-            killed = self.kill_now(self._unit) + 1
+            killed = self.kill_now(self._unit)
         await self._ended.wait()
         if self._outlived is not None:
             self.scope.cancel()
@@ -288,9 +298,10 @@ class Process:
         If cancelled, the process may still be running.
         """
         if self._unit is not None:
-            self._send(self._unit, signal.SIGTERM)
-            # A stopped process takes no SIGTERM before it is continued.
-            self._unit.signal_group(signal.SIGCONT)
+            with suppress(SignalNotPermitted):
+                self._send(self._unit, signal.SIGTERM)
+                # A stopped process takes no SIGTERM before it is continued.
+                self._unit.signal_group(signal.SIGCONT)
         while True:
             with trio.move_on_after(grace_seconds) as patience:
                 await self._ended.wait()
@@ -430,11 +441,16 @@ class Process:
         self._stdin = stdin
 
     def kill_now(self, unit: Unit) -> int:
-        """SIGKILL the whole tree without waiting; how many there were besides the leader."""
+        """SIGKILL the whole tree without waiting; how many processes that were."""
         self._note_signal(signal.SIGKILL)
-        killed = unit.kill()
+        try:
+            killed = unit.kill()
+        except SignalNotPermitted:
+            # So nobody knows when it ends, and who waits for that must not wait for ever.
+            self.scope.cancel()
+            return 0
         self.members_killed = max(self.members_killed, killed)
-        return killed
+        return killed + 1
 
     def let_go(self) -> None:
         """Watch it no longer, and leave it as it is."""

@@ -79,8 +79,12 @@ class SessionUnit(Unit):
         finally:
             # The group first and at once: a leader that saw its child die
             # alone would exit with a status of its own.
-            self.signal_group(signal.SIGKILL)
-            self._kill_held()
+            try:
+                self.signal_group(signal.SIGKILL)
+                # Of a group it is enough that one member may be signalled.
+                self.signal_leader(signal.SIGKILL)
+            finally:
+                self._kill_held()
         return len(self._held)
 
     def is_alone(self) -> bool:
@@ -143,7 +147,8 @@ class SessionUnit(Unit):
 
     def _kill_held(self) -> None:
         for pidfd in self._held.values():
-            with suppress(ProcessLookupError):
+            # One that has become another user's must not save the rest.
+            with suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     def _members(self, among: dict[int, int] | None = None) -> list[int]:

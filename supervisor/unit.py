@@ -6,7 +6,10 @@ import errno
 import os
 import signal
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from .errors import SignalNotPermitted
 from .exit_status import pid_of
 
 # pidfd_send_signal(2), since Linux 6.9; unknown to older kernels (EINVAL).
@@ -38,11 +41,37 @@ class Unit(ABC):
     def __exit__(self, *_: object) -> None: ...
 
     def signal_group(self, signum: int) -> None:
-        """Send a signal to the leader's process group."""
+        """Send a signal to the leader's process group.
+
+        Raises:
+          SignalNotPermitted: all that are in it have become another user's.
+        """
+        with self._signalling():
+            self._signal_group(signum)
+
+    def signal_leader(self, signum: int) -> None:
+        """Send a signal to the leader alone.
+
+        Raises:
+          SignalNotPermitted: it has become another user's.
+        """
+        with self._signalling():
+            signal.pidfd_send_signal(self._pidfd, signum)
+
+    @contextmanager
+    def _signalling(self) -> Iterator[None]:
+        try:
+            yield
+        except ProcessLookupError:
+            pass  # Only the zombie is left.
+        except PermissionError as error:
+            raise SignalNotPermitted(
+                f"process {self.leader} has become a user's whom this one may not signal"
+            ) from error
+
+    def _signal_group(self, signum: int) -> None:
         try:
             signal.pidfd_send_signal(self._pidfd, signum, None, _PIDFD_SIGNAL_PROCESS_GROUP)
-        except ProcessLookupError:
-            pass  # Only the zombie is left of the group.
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -53,7 +82,11 @@ class Unit(ABC):
 
     @abstractmethod
     def kill(self) -> int:
-        """SIGKILL to everything, the leader included; how many there were besides it."""
+        """SIGKILL to everything, the leader included; how many there were besides it.
+
+        Raises:
+          SignalNotPermitted: the leader lives on; whatever may be killed is killed.
+        """
 
     @abstractmethod
     def is_alone(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 
+from ..errors import SignalNotPermitted
 from ..unit import Unit
 from .leaf import Leaf
 
@@ -27,8 +29,10 @@ class CgroupUnit(Unit):
         finally:  # Whatever has failed.
             try:
                 # The group first: a leader that saw its child die alone would
-                # exit with a status of its own.
-                self.signal_group(signal.SIGKILL)
+                # exit with a status of its own. Where that is not permitted,
+                # the cgroup's is.
+                with suppress(SignalNotPermitted):
+                    self.signal_group(signal.SIGKILL)
             finally:
                 self._leaf.kill()
         return max(0, count - 1)
