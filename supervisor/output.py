@@ -318,7 +318,9 @@ class OutputLog:
         spill = self._spill
         while waiting := self._window.unspilled:
             chunks = _first_of(waiting, spill.file_bytes)
-            from_source = source if len(chunks) == len(waiting) else None
+            # What follows a hole would be kept, else, if there is one.
+            takes_more = len(chunks) == len(waiting) and not self.drops_newest
+            from_source = source if takes_more else None
             # From here on they stay in memory, whoever needs it.
             self._is_writing = True
             try:

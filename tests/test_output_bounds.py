@@ -22,6 +22,7 @@ from supervisor.chunk import BEGINNING
 from supervisor.lines import LineReader
 
 from .conftest import PATIENCE_SECONDS
+from .pipes import pipe_with
 from .spilling import (
     LINE_BYTES,
     MIB,
@@ -52,6 +53,27 @@ async def test_what_drop_newest_keeps_has_no_hole(tmp_path: Path) -> None:
         log.append("stdout", b"y", next(timestamps))
         assert log.kept_bytes == kept
         assert log.dropped_bytes == 2
+
+
+async def test_drop_newest_takes_nothing_from_a_flood_behind_what_it_has_dropped(
+    tmp_path: Path,
+) -> None:
+    """The bound is reached within the turn after which the thread is to take what there is."""
+    limits = OutputLimits(memory_bytes=1000, log_bytes=64_000, policy="drop_newest")
+    with OutputStore(limits, tmp_path) as store:
+        log = OutputLog(store)
+        timestamps = itertools.count()
+        while log.end < 57_000:
+            log.append("stdout", bytes(500), next(timestamps))
+            await log.settle()
+        while not log.dropped_bytes:
+            log.append("stdout", bytes(500), next(timestamps))
+        assert not log.is_settled
+        kept = log.kept_bytes
+        with pipe_with(b"y" * 100) as pipe:
+            await log.settle(lambda take: take("stdout", pipe, 100))
+        assert log.spilled_bytes == log.kept_bytes == kept
+        del log
 
 
 # --- bounds ---------------------------------------------------------------------
