@@ -39,10 +39,13 @@ SIGNALED: Final = 6
 ENDED: Final = 7
 READ: Final = 8
 OVER: Final = 9
+CAPTURED: Final = 10
 
 NUMBER: Final = struct.Struct("<Q")
 # Of stdout and stderr: a position and an offset.
 READ_TO: Final = struct.Struct("<4Q")
+# Of stdout and stderr: how many bytes, and then how many newlines.
+_CAPTURED: Final = struct.Struct("<4Q")
 
 
 class Self(Struct, array_like=True, gc=False):
@@ -130,6 +133,9 @@ class Found:
         self.ended: Ended | None = None
         self.read_to = (0, 0, 0, 0)
         self.is_over = False
+        # Of stdout and stderr, what is known besides the chunks.
+        self._ends = (0, 0)
+        self._newlines = (0, 0)
         began: Began | None = None
         for kind, payload in entries:
             if kind == BEGAN:
@@ -144,17 +150,21 @@ class Found:
                 self.read_to = READ_TO.unpack(payload)
             elif kind == OVER:
                 self.is_over = True
+            elif kind == CAPTURED:
+                *ends, newlines, newlines_of_stderr = _CAPTURED.unpack(payload)
+                self._ends, self._newlines = (ends[0], ends[1]), (newlines, newlines_of_stderr)
             elif kind == ENDED:
                 self.ended = _ended_decoder.decode(payload)
+                self._ends, self._newlines = self.ended.ends, self.ended.newlines
         if began is None:
             raise ValueError("no beginning")
         self.began = began
 
     def complete(self, counts: Counts) -> None:
         """Have these, which are of what was kept of the output, be of all of it."""
-        if self.ended is not None and sum(self.ended.ends) > counts.end:
-            counts.ends[:] = self.ended.ends
-            counts.newlines[:] = self.ended.newlines
+        if sum(self._ends) > counts.end:
+            counts.ends[:] = self._ends
+            counts.newlines[:] = self._newlines
 
 
 def self_of(recovered: Recovered) -> Self | None:
@@ -204,6 +214,11 @@ def encode_began(began: Began) -> bytes:
 
 def _shown(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def encode_captured(counts: Counts) -> bytes:
+    """The entry of how much there was of an output."""
+    return _CAPTURED.pack(*counts.ends, *counts.newlines)
 
 
 def encode_ended(process: Process) -> bytes:

@@ -87,11 +87,22 @@ class Inheritance:
         Args:
           add: is called with every one, oldest first, before anything else is
             asked of `survival`.
+
+        Raises:
+          StateDirUnusable: an output cannot be read for now; all stays as it is.
         """
         found = found_in(self.recovered)
         self.recovered.entries.clear()  # Else it would all be held for as long as we live.
-        # In a thread, since the disk may take its time. Nobody else uses the store yet.
-        logs = await trio.to_thread.run_sync(self._restore_outputs, store, found)
+        try:
+            # In a thread, since the disk may take its time. Nobody else uses the store yet.
+            logs = await trio.to_thread.run_sync(self._restore_outputs, store, found)
+        except OSError as error:
+            store.disk.is_left = True  # What has been taken back is let go of.
+            for held in self._held.values():
+                _close(held)
+            raise StateDirUnusable(
+                f"the outputs in {self.directory} cannot be read: {error.strerror}"
+            ) from error
         processes: list[tuple[Process, Found]] = []
         for item, log in zip(found, logs, strict=True):
             process = Process(item.handle, item.began.spec, log, survival)
@@ -152,12 +163,9 @@ class Inheritance:
         self, store: OutputStore, log: OutputLog, name: str, numbers: list[int], found: Found
     ) -> None:
         counts = Counts()
-        spill = store.spill(name)
-        if numbers:
-            try:
-                spill.take_back(numbers, counts, is_same_boot=self._is_same_boot)
-            except OSError as error:
-                _logger.error("output of process %d cannot be read: %s", found.handle, error)
+        spill = store.spill(name) if numbers else None
+        if spill is not None:
+            spill.take_back(numbers, counts, is_same_boot=self._is_same_boot)
         log.take_back(spill, counts, found.chunks, found.read_to, is_over=found.is_over)
         found.complete(log.counts)
 

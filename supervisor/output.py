@@ -46,7 +46,7 @@ from .frames import size_of
 from .launch import resource_error
 from .readership import Readership
 from .spec import OutputPolicy
-from .spill import Place, Poured, Source, Spill, SpillFile
+from .spill import SHORTAGES, Place, Poured, Source, Spill, SpillFile
 from .store import OutputStore
 from .tail import Tail
 from .window import Window
@@ -57,8 +57,6 @@ _RETRY_BYTES = 1024 * 1024
 _MOST_HELD_BYTES = 256 * 1024
 # Those who wait for more of a log that is complete. There are many such logs.
 _NOBODY = trio.lowlevel.ParkingLot()
-# That pass, so they cost no output.
-_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class OutputLog:
@@ -71,6 +69,7 @@ class OutputLog:
 
     Attributes:
       is_over: under `drop_newest`, whether nothing is kept any more.
+      poured: is called when output has come that was never in memory, if that matters.
       readership: how far it has been read, if what has been read makes room for
         what comes next.
       spill_error: why the disk did not take or give something, the last time.
@@ -90,6 +89,7 @@ class OutputLog:
         "_store",
         "_window",
         "is_over",
+        "poured",
         "readership",
         "spill_error",
     )
@@ -109,6 +109,7 @@ class OutputLog:
         # Past its own bound. What is written to disk takes less there; that room is not
         # for what comes later.
         self.is_over = False
+        self.poured: Callable[[], None] | None = None
         self._retry_at = 0
         self._closed = False
         self._readers = trio.lowlevel.ParkingLot()
@@ -200,7 +201,7 @@ class OutputLog:
         """Take back what an earlier supervisor had, into a log that is empty yet.
 
         Args:
-          spill: what is on disk.
+          spill: what is on disk; None if there never was anything.
           counts: of all that was captured up to its end.
           chunks: what was captured since, and maybe again what is on disk.
           read_to: how far it has been read.
@@ -210,7 +211,7 @@ class OutputLog:
         if self.readership is not None:
             self.readership.take_back(read_to)
         self._counts = counts
-        if spill is not None and spill.oldest is not None:
+        if spill is not None:
             self._spill = spill
             self._window.disk_end = counts.end
             self._become_payer()
@@ -370,6 +371,8 @@ class OutputLog:
         if poured.counts.end > counts.end:
             self._counts = poured.counts
             self._readers.unpark_all()
+            if self.poured is not None:
+                self.poured()
         if poured.counts.end > counts.end or not poured.is_kept:
             # What follows the copies in memory is on disk alone, or their file has gone.
             self._window.drop_spilled()
@@ -525,7 +528,7 @@ class OutputLog:
             try:
                 chunks, place = await spill.read(place, max_bytes)
             except OSError as error:
-                if error.errno in _SHORTAGES:
+                if error.errno in SHORTAGES:
                     raise resource_error(error) from error
                 if not place.file.is_dropped:
                     self.spill_error = error.strerror

@@ -105,9 +105,11 @@ class Process:
         self.handle = handle
         self.spec = spec
         self.log = log
-        if survival is not None and log.readership is not None:
+        if survival is not None:
             # Without the process: that would be a cycle, and keep the files for longer.
-            log.readership.noted = partial(survival.note_read, handle)
+            log.poured = partial(survival.note_poured, handle)
+            if log.readership is not None:
+                log.readership.noted = partial(survival.note_read, handle)
         self.scope = trio.CancelScope(shield=True)
         self.members_killed = 0
         self.kept_killed = 0

@@ -22,13 +22,13 @@ completed is the last frame of its file, and reaches to the file's end.
 from __future__ import annotations
 
 import errno
-import mmap
+import logging
 import os
 import time
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import pairwise
@@ -53,6 +53,10 @@ from .frames import (
 )
 from .threads import in_thread
 
+_logger = logging.getLogger(__name__)
+
+# That pass, so they cost no output.
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # After so long and so much, readers are told of what has been poured.
 _POURING_SECONDS = 0.005
 _POURED_BYTES = 1024 * 1024
@@ -246,21 +250,33 @@ class Spill:
         self.kept_bytes = 0
         weakref.finalize(self, _remove_all, self._files, disk)
 
-    def take_back(self, numbers: Iterable[int], counts: Counts, *, is_same_boot: bool) -> None:
+    def take_back(self, numbers: Sequence[int], counts: Counts, *, is_same_boot: bool) -> None:
         """Take back what an earlier supervisor left in files of these numbers. Blocks for a while.
 
+        A file that cannot be read is removed, as it would be by a reader.
+
         Args:
+          numbers: ascending, at least one.
           counts: of the output up to the last of them; filled in here.
           is_same_boot: whether what was not completed can be trusted.
 
         Raises:
-          OSError: a file cannot be read.
+          OSError: for want of something, for now. No output is lost.
         """
+        # None of these is used again, whatever becomes of its file.
+        self._count = numbers[-1]
         for number in numbers:
-            self._count = max(self._count, number)
             path = self._path.with_name(f"{self._path.name}.{number}")
-            if (file := _scan(path, counts, is_same_boot=is_same_boot)) is None:
-                path.unlink()
+            file: SpillFile | None = None
+            try:
+                file = _scan(path, counts, is_same_boot=is_same_boot)
+            except OSError as error:
+                if error.errno in SHORTAGES:
+                    raise
+                _logger.error("%s cannot be read, and its output is lost: %s", path, error.strerror)
+            if file is None:
+                with suppress(OSError):
+                    path.unlink()
                 continue
             self._files.append(file)
             self._count_in(file.extent.size, file.extent.kept_bytes)
@@ -310,20 +326,20 @@ class Spill:
             # By a reader that could not read it. What was poured has gone with it.
             file.finish()
             return poured._replace(is_kept=False)
-        if poured.error is not None:
-            # What the error has left of the file is uncertain: the next try takes a new one.
-            file.finish()
         before = file.extent
         file.extent = poured.extent
         self._count_in(
             poured.extent.size - before.size, poured.extent.kept_bytes - before.kept_bytes
         )
         if not poured.extent.size:
-            file.unlink()
-            file.finish()
+            if file.descriptor is not None:  # Else it is not there, or was before.
+                file.unlink()
         elif not before.size:
             self.finish()
             self._files.append(file)
+        if poured.error is not None:
+            # What the error has left of the file is uncertain: the next try takes a new one.
+            file.finish()
         return poured
 
     def drop(self, file: SpillFile) -> None:
@@ -475,31 +491,31 @@ def _scan(path: Path, counts: Counts, *, is_same_boot: bool) -> SpillFile | None
 
     What was not completed is.
     """
-    with open(path, "r+b", buffering=0) as opened:
+    # It is read, not mapped: an error of the disk would come as SIGBUS.
+    with open(path, "r+b") as opened:
         size = os.fstat(opened.fileno()).st_size
-        if size <= HEADER.size:
-            return None
         file: SpillFile | None = None
         # Of each stream, where the last frame and its data begin and end.
         last: dict[int, tuple[int, int]] = {}
-        with mmap.mmap(opened.fileno(), size, prot=mmap.PROT_READ) as data:
-            at = 0
-            while (begin := at + HEADER.size) < size:
-                position, offset, _, _, count, which = HEADER.unpack_from(data, at)
-                end = size if count == OPEN else begin + count
-                if end > size or which > 1 or (count == OPEN and not is_same_boot):
-                    break
-                place = (offset, position - offset)
-                offsets = Offsets(*(place if not which else reversed(place)))
-                if file is None:
-                    file = SpillFile(path, Mark(position, offsets, 0))
-                file.extent = file.extent.with_frame(position, offsets, which, end - begin)
-                last[which] = (at, end)
-                if count == OPEN:
-                    os.pwrite(opened.fileno(), SIZE.pack(end - begin), at + SIZE_AT)
-                at = end
-            for begin, end in sorted(last.values()):
-                counts.note(decode_frame(data[begin:end]))
+        at = 0
+        while (begin := at + HEADER.size) < size:
+            opened.seek(at)
+            position, offset, _, _, count, which = HEADER.unpack(opened.read(HEADER.size))
+            end = size if count == OPEN else begin + count
+            if end > size or which > 1 or (count == OPEN and not is_same_boot):
+                break
+            place = (offset, position - offset)
+            offsets = Offsets(*(place if not which else reversed(place)))
+            if file is None:
+                file = SpillFile(path, Mark(position, offsets, 0))
+            file.extent = file.extent.with_frame(position, offsets, which, end - begin)
+            last[which] = (at, end)
+            if count == OPEN:
+                os.pwrite(opened.fileno(), SIZE.pack(end - begin), at + SIZE_AT)
+            at = end
+        for begin, end in sorted(last.values()):
+            opened.seek(begin)
+            counts.note(decode_frame(opened.read(end - begin)))
         if at < size:
             opened.truncate(at)
     return file

@@ -34,6 +34,9 @@ What a kill costs all the same
 - Of a write to stdin that was not answered, what the pipe took last may not be
   counted. What was answered for was taken, once, and is counted.
 - How many bytes `drop_newest` has dropped of a running process is forgotten.
+- A spill file that cannot be read at the start is a gap, and positions go on behind
+  it. If it was being written at the kill, what it had got last is not known from
+  anywhere else, and those positions are given again.
 - Under `block`, what had been read for a client and was not yet sent to it may
   have made room for more already.
 - Descendants that were to be kept are ours again, and so are the ends of the
@@ -80,6 +83,7 @@ from .chunk import Stream
 from .entries import (
     ACCEPTED,
     BEGAN,
+    CAPTURED,
     ENDED,
     NUMBER,
     OF_SELF,
@@ -92,6 +96,7 @@ from .entries import (
     Began,
     Self,
     encode_began,
+    encode_captured,
     encode_ended,
     encode_self,
 )
@@ -389,6 +394,11 @@ class Survival:
             assert process.log.readership is not None
             self._append(handle, READ, READ_TO.pack(*process.log.readership.read_to))
 
+    def note_poured(self, handle: int) -> None:
+        """Some of its output has gone past the journal, into a file that may be lost."""
+        if (process := self._processes.get(handle)) is not None:
+            self._append(handle, CAPTURED, encode_captured(process.log.counts))
+
     def forget(self, handle: int) -> None:
         """Nobody can ask for it any more."""
         try:
@@ -431,6 +441,8 @@ class Survival:
             state.append((READ, READ_TO.pack(*process.log.readership.read_to)))
         if process.log.is_over:
             state.append((OVER, b""))
+        if process.log.end:
+            state.append((CAPTURED, encode_captured(process.log.counts)))
         state += [(OUTPUT, frame_header(chunk) + chunk.data) for chunk in process.log.unspilled]
         if process.has_ended:
             state.append((ENDED, encode_ended(process)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,27 @@ def small_disk(directory: Path) -> Iterator[None]:
     directory.mkdir()
     with _mounted(directory, "mount -t tmpfs -o size=8m tmpfs"):
         yield
+
+
+@contextmanager
+def torn_disk(directory: Path) -> Iterator[Callable[[], None]]:
+    """A disk of 32 MiB at the directory, and what makes all but its beginning unreadable."""
+    image = directory.with_suffix(".image")
+    with open(image, "wb") as file:
+        file.truncate(32 * MIB)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", image], check=True)
+
+    def tear() -> None:
+        for file in directory.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.truncate(image, 6 * MIB)
+
+    with _mounted(directory, f"mount -o loop {image}"):
+        (directory / "lost+found").rmdir()
+        yield tear
+    image.unlink()
 
 
 @contextmanager
@@ -122,10 +143,10 @@ async def files_gone(state_dir: Path) -> None:
             await trio.lowlevel.checkpoint()
 
 
-async def check_lines(process: Process) -> tuple[int, int]:
+async def check_lines(process: Process, *, follow: bool = True) -> tuple[int, int]:
     """A whole follow of numbered lines: everything is exact, gaps too. Missing bytes and lines."""
     place = missing_bytes = missing_lines = 0
-    reader = process.lines(stream="stdout")
+    reader = process.lines(stream="stdout", follow=follow)
     is_over = False
     while not is_over:
         with trio.fail_after(PATIENCE_SECONDS):
@@ -147,17 +168,17 @@ async def check_lines(process: Process) -> tuple[int, int]:
     return missing_bytes, missing_lines
 
 
-async def check_kept(process: Process) -> None:
+async def check_kept(process: Process, *, follow: bool = True) -> None:
     """Whatever is kept is read, and exact, and adds up with what is missing."""
     record = process.record
     read = 0
     with trio.fail_after(PATIENCE_SECONDS):
-        async for chunk in process.output():
+        async for chunk in process.output() if follow else process.log.cursor(stop=process.log.end):
             assert chunk.data == numbered(chunk.offset, chunk.offset + len(chunk.data))
             read += len(chunk.data)
     assert read == record.output_kept_bytes
     assert record.output_kept_bytes + record.output_dropped_bytes == process.log.end
-    missing_bytes, _ = await check_lines(process)
+    missing_bytes, _ = await check_lines(process, follow=follow)
     assert missing_bytes == record.output_dropped_bytes
 
 

@@ -15,7 +15,9 @@ import trio
 from supervisor import (
     OutOfDescriptors,
     OutputLimits,
+    OutputLog,
     OutputPolicy,
+    OutputStore,
     Supervisor,
     SupervisorConfig,
     open_supervisor,
@@ -257,6 +259,23 @@ async def test_a_failure_half_way_through_a_write_leaves_no_trace(
     assert process.record.output_spill_error == "injected"
     await check_kept(process)
     assert process.record.output_dropped_bytes == 0
+
+
+async def test_a_file_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
+    with OutputStore(OutputLimits(memory_bytes=1000), tmp_path) as store:
+        log = OutputLog(store, "log")
+        there = tmp_path / "output" / "log.1"
+        there.write_bytes(b"somebody's")
+        log.append("stdout", bytes(2000), 0)
+        await log.settle()
+        assert log.spill_error == os.strerror(17)
+        assert there.read_bytes() == b"somebody's"
+        assert (log.kept_bytes, log.spilled_bytes) == (2000, 0)
+        log.append("stdout", bytes(2 * MIB), 1)
+        await log.settle()
+        assert log.spilled_bytes == log.end
+        assert there.read_bytes() == b"somebody's"
+        del log
 
 
 async def test_a_lack_of_descriptors_costs_no_output(supervisor: Supervisor) -> None:
