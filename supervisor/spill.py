@@ -117,7 +117,8 @@ class SpillFile:
     def splice(self, header: bytes, pipe: int, max_bytes: int, size: int) -> bytes:
         """Move what is in a pipe into a frame with this header, behind the `size` bytes there are.
 
-        For a thread, as `write`. Returns what was moved; nothing at the pipe's end.
+        For a thread, as `write`. Returns what was moved, whose frame is still to be
+        completed; nothing at the pipe's end.
 
         Raises:
           BlockingIOError: the pipe is empty.
@@ -134,7 +135,6 @@ class SpillFile:
                 data = os.pread(descriptor, count, begin)
                 if len(data) < count:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
-                os.pwrite(descriptor, SIZE.pack(count), size + SIZE_AT)
                 return data
         except OSError:
             with suppress(OSError):
@@ -142,6 +142,20 @@ class SpillFile:
             raise
         os.ftruncate(descriptor, size)
         return b""
+
+    def complete(self, count: int, size: int) -> None:
+        """Write the size, `count`, of the frame that was spliced behind `size` bytes.
+
+        Raises:
+          OSError: as `write`. Who has the frame's bytes has the only ones.
+        """
+        assert self.descriptor is not None
+        try:
+            os.pwrite(self.descriptor, SIZE.pack(count), size + SIZE_AT)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self.descriptor, size)
+            raise
 
     def _open(self) -> int:
         if self.descriptor is None:
@@ -461,7 +475,13 @@ def _pour(
                 raise
             return read(stream, pipe, max_bytes)  # The file system cannot do it (splice(2)).
         if data:
-            extent = extent.with_more([counts.stamp(stream, data, timestamp_ms)])
+            chunk = counts.stamp(stream, data, timestamp_ms)
+            try:
+                file.complete(len(data), extent.size)
+            except OSError:
+                taken.append(chunk)
+                raise
+            extent = extent.with_more([chunk])
         return len(data)
 
     while True:

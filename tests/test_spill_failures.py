@@ -23,9 +23,11 @@ from supervisor import (
     open_supervisor,
     spill,
 )
+from supervisor.frames import SIZE
 
 from .conftest import PATIENCE_SECONDS, Daemon
 from .injection import injecting
+from .pipes import pipe_with
 from .spilling import (
     LINE_BYTES,
     MIB,
@@ -34,6 +36,7 @@ from .spilling import (
     check_lines,
     ended_over_http,
     ended_process,
+    files_of,
     is_spilled,
     numbered,
     numbered_script,
@@ -259,6 +262,37 @@ async def test_a_failure_half_way_through_a_write_leaves_no_trace(
     assert process.record.output_spill_error == "injected"
     await check_kept(process)
     assert process.record.output_dropped_bytes == 0
+
+
+async def test_what_was_moved_into_a_frame_that_cannot_be_completed_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pwrite = os.pwrite
+    failures = 0
+
+    def failing(descriptor: int, data: bytes, at: int) -> int:
+        nonlocal failures
+        if len(data) == SIZE.size and not failures:
+            failures += 1
+            raise OSError(5, "injected")
+        return pwrite(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", failing)
+    limits = OutputLimits(memory_bytes=1000)
+    with OutputStore(limits, tmp_path, outlives=True) as store:
+        log = OutputLog(store)
+        log.append("stdout", b"a" * 2000, 0)
+        with pipe_with(b"b" * 5000) as pipe:
+            await log.settle(lambda take: take("stdout", pipe, 65536))
+        assert failures == 1
+        assert log.spill_error == "injected"
+        assert (log.end, log.kept_bytes, log.spilled_bytes) == (7000, 7000, 2000)
+        log.append("stdout", b"c" * 2 * MIB, 1)
+        await log.settle()
+        assert log.spilled_bytes == log.end
+        assert await log.read_all("stdout") == b"a" * 2000 + b"b" * 5000 + b"c" * 2 * MIB
+        assert len(files_of(tmp_path)) == 2
+        del log
 
 
 async def test_a_file_that_is_there_already_is_left_alone(tmp_path: Path) -> None:
