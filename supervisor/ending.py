@@ -108,8 +108,6 @@ async def _end_descendants(process: Process, unit: Unit) -> int:
 
 async def settle(process: Process) -> None:
     """Spill the last of the output, which can be read already."""
-    if process.log.is_settled:
-        return
     try:
         with trio.CancelScope(shield=True):
             await process.log.settle()

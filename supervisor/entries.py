@@ -96,6 +96,9 @@ class Ended(Struct, array_like=True, gc=False):
       ended_at: when the leader exited.
       duration_seconds: how long it ran.
       ends, newlines: of the output, in both streams, also of what was not kept.
+      spill_error: why the disk did not take or give some of it.
+      unspilled_from: the position before which none of it was in memory alone;
+        what else there is of that in the journal had been dropped.
     """
 
     end: End
@@ -103,6 +106,8 @@ class Ended(Struct, array_like=True, gc=False):
     duration_seconds: float | None
     ends: tuple[int, int]
     newlines: tuple[int, int]
+    spill_error: str | None = None
+    unspilled_from: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -156,15 +161,18 @@ class Found:
             elif kind == ENDED:
                 self.ended = _ended_decoder.decode(payload)
                 self._ends, self._newlines = self.ended.ends, self.ended.newlines
+        if self.ended is not None:
+            begin = self.ended.unspilled_from
+            self.chunks = [chunk for chunk in self.chunks if chunk.position >= begin]
         if began is None:
             raise ValueError("no beginning")
         self.began = began
 
     def complete(self, counts: Counts) -> None:
         """Have these, which are of what was kept of the output, be of all of it."""
-        if sum(self._ends) > counts.end:
-            counts.ends[:] = self._ends
-            counts.newlines[:] = self._newlines
+        # What is kept may say nothing of a stream of which nothing is.
+        counts.ends[:] = map(max, counts.ends, self._ends)
+        counts.newlines[:] = map(max, counts.newlines, self._newlines)
 
 
 def self_of(recovered: Recovered) -> Self | None:
@@ -224,6 +232,7 @@ def encode_captured(counts: Counts) -> bytes:
 def encode_ended(process: Process) -> bytes:
     """The entry of an end."""
     counts = process.log.counts
+    unspilled = process.log.unspilled
     return _encoder.encode(
         Ended(
             process.end,
@@ -231,5 +240,7 @@ def encode_ended(process: Process) -> bytes:
             process.duration_seconds,
             (counts.ends[0], counts.ends[1]),
             (counts.newlines[0], counts.newlines[1]),
+            process.log.spill_error,
+            unspilled[0].position if unspilled else 0,
         )
     )

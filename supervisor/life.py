@@ -200,7 +200,10 @@ class Life:
         process = self.process
         keep = await self._end(timed_out=timed_out)
         ended()
-        await settle(process)
+        if not process.log.is_settled:
+            await settle(process)
+            if self._survival is not None:
+                self._survival.note_settled(process)
         if keep:
             await self._be_outlived()
         else:

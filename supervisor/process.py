@@ -509,6 +509,7 @@ class Process:
             self._end = LOST if ended is None else ended.end
             self._exited_at = None if ended is None else ended.ended_at
             self.duration_seconds = None if ended is None else ended.duration_seconds
+            self.log.spill_error = None if ended is None else ended.spill_error
             self.log.close()
             self._ended = _ENDED
 

@@ -377,6 +377,11 @@ class Survival:
         """Its end is complete."""
         self._append(process.handle, ENDED, encode_ended(process))
 
+    def note_settled(self, process: Process) -> None:
+        """The last of its output has been spilled after its end, or could not be."""
+        if self._process_of(process.handle) is not None:
+            self.finish(process)
+
     def leave(self, process: Process) -> None:
         """Nothing of it is left that must be kept."""
         if self._processes.pop(process.handle, None) is not None:

@@ -434,6 +434,25 @@ async def test_what_drop_newest_keeps_is_the_same_afterwards(tmp_path: Path) -> 
         assert await daemon.record(process["handle"]) == record
 
 
+async def test_what_is_told_of_dropped_output_is_the_same_afterwards(tmp_path: Path) -> None:
+    """All of a stream has gone: what is kept does not say how many lines that were."""
+    options = ("--output-limit-bytes", "300000", "--output-memory-bytes", "65536")
+    async with lives(tmp_path / "state", *options) as daemon:
+        await daemon.start()
+        script = "seq 500 >&2; read x; seq 200000"
+        process = await daemon.launch(script, stdin_mode="pipe")
+        errors = b"".join([b"%d\n" % number for number in range(1, 501)])
+        await wrote(daemon, process, errors, "stderr")
+        await _feed(daemon, process, b"x\n")
+        record = await daemon.ended(process)
+        path = f"/processes/{process['pid']}/stderr"
+        answer = await daemon.json("GET", path)
+        assert (answer["missing_bytes"], answer["missing_lines"]) == (len(errors), 500)
+        await daemon.restart()
+        assert await daemon.json("GET", path) == answer
+        assert await daemon.record(process["handle"]) == record
+
+
 _FILLS_ITS_BOUND = """
 import os, signal, sys
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])

@@ -67,6 +67,28 @@ async def test_starts_and_outputs_go_on_when_every_write_to_the_disk_fails(tmp_p
         assert daemon.complaints == []
 
 
+@pytest.mark.parametrize("size", [300_000, _SIZE])
+async def test_what_a_failing_disk_has_cost_is_the_same_in_the_next_life(
+    tmp_path: Path, size: int
+) -> None:
+    async with lives(tmp_path, "--output-unspilled-bytes", "200000") as daemon:
+        await daemon.start()
+        with read_only(tmp_path):
+            process = await daemon.launch(numbered_script(size))
+            await daemon.ended(process)
+            with trio.fail_after(PATIENCE_SECONDS):
+                while True:
+                    record = await daemon.record(process["handle"])
+                    if record["output_spill_error"] is not None:
+                        break
+            path = f"/processes/{process['pid']}/stdout"
+            answer = await daemon.json("GET", path)
+            assert answer["missing_bytes"] == record["output_dropped_bytes"] > 0
+        await daemon.restart()
+        assert await daemon.record(process["handle"]) == record
+        assert await daemon.json("GET", path) == answer
+
+
 # --- outputs that cannot be read at a start ---------------------------------------
 
 # Files of 1 MiB.
