@@ -8,6 +8,7 @@ from quart.wrappers.response import DataBody, ResponseBody
 
 from supervisor import Gap, Line, LineReader, Stream, Supervisor
 from supervisor.chunk import Offsets
+from supervisor.readership import Readership
 
 from .bodies import LivingBody
 from .requests import find, format_resume, read_number, read_resume
@@ -41,10 +42,17 @@ async def _lines(
     resume = await read_resume(request, process.log, stream)
     # An unterminated line is part of what comes next while the process runs.
     is_complete = process.log.closed
-    reader = process.lines(
-        stream=stream, resume=resume, max_line_bytes=_MAX_LINE_BYTES, follow=False
+    reader = LineReader(
+        process.log,
+        stream=stream,
+        resume=resume,
+        max_line_bytes=_MAX_LINE_BYTES,
+        follow=False,
+        is_held=True,
     )
-    lines = LinesBody(process.pid, reader, limit, is_complete=is_complete)
+    # A HEAD hands nothing on.
+    readership = None if request.method == "HEAD" else process.log.readership
+    lines = LinesBody(process.pid, reader, limit, readership, is_complete=is_complete)
     begin = await lines.begin()
     whole: ResponseBody = DataBody(begin)
     if not lines.is_over:
@@ -65,17 +73,26 @@ class LinesBody(LivingBody):
     """
 
     def __init__(
-        self, pid: int, reader: LineReader, limit: int | None, *, is_complete: bool
+        self,
+        pid: int,
+        reader: LineReader,
+        limit: int | None,
+        readership: Readership | None,
+        *,
+        is_complete: bool,
     ) -> None:
         self._pid = pid
         self._reader = reader
         self._limit = limit
+        self._readership = readership
         self._is_complete = is_complete
         self._count = 0
         # The stream of the line that has been begun but not ended.
         self._open: Stream | None = None
-        # Behind the last lines that are whole.
-        self._next = reader.resume.by_stream()
+        # Of each stream: where this begins, behind the last line that is whole, and behind all.
+        self._begins = reader.resume.by_stream()
+        self._next = dict(self._begins)
+        self._sent = dict(self._begins)
         self._missing_bytes = 0
         self._missing_lines: int | None = 0
         self._text = b""
@@ -108,6 +125,7 @@ class LinesBody(LivingBody):
                 self._go_on_behind(item)
             if size >= _BATCH_BYTES:
                 self._text = b"".join(parts)
+                self._note_read()
                 return
         if not self._is_full:
             for item in self._reader.rest():
@@ -115,6 +133,7 @@ class LinesBody(LivingBody):
                 if self._is_complete or isinstance(item, Gap):
                     self._go_on_behind(item)
         self._text = b"".join((*parts, self._close(), self._end()))
+        self._note_read()
         self.is_over = True
 
     @property
@@ -129,6 +148,7 @@ class LinesBody(LivingBody):
                 self._missing_lines = None if known is None else self._missing_lines + known
             return b""
         text = b""
+        self._sent[item.stream] = item.resume.of(item.stream)
         if self._open != item.stream:
             text = self._close() + (b',"' if self._count else b'"')
             self._count += 1
@@ -145,6 +165,12 @@ class LinesBody(LivingBody):
     def _go_on_behind(self, item: Line | Gap) -> None:
         if isinstance(item, Gap) or item.is_whole:
             self._next[item.stream] = item.resume.of(item.stream)
+
+    def _note_read(self) -> None:
+        """Tell what is needed no more: a client that comes back begins at `next`."""
+        if self._readership is not None:
+            self._readership.note_taken(self._begins, self._sent)
+            self._readership.note_read(self._begins, self._next)
 
     def _end(self) -> bytes:
         place = format_resume(Offsets(self._next["stdout"], self._next["stderr"]))

@@ -64,7 +64,7 @@ def _raw(log: OutputLog, request: Request, stream: Stream | None) -> Response:
     begin = max(first, kept_from)
     is_live = follow and after is None and not log.closed
     stop = None if is_live else min(end, end if after is None else after)
-    body = RawBody(log, stream, begin, stop, follow=follow)
+    body = RawBody(log, stream, first, begin, stop)
     response = _response(request, body, 200 if wanted is None else 206, RAW)
     response.headers["accept-ranges"] = "bytes"
     if begin > first:
@@ -130,16 +130,26 @@ class _ChunkBody(LivingBody):
 class RawBody(_ChunkBody):
     """The bytes from `begin` up to `stop`, or without it to the end.
 
-    Both count positions of the log, or offsets of one stream.
+    All count positions of the log, or offsets of one stream. `first` is what was
+    wanted first; what is not kept of it lies before `begin`.
     """
 
     def __init__(
-        self, log: OutputLog, stream: Stream | None, begin: int, stop: int | None, *, follow: bool
+        self, log: OutputLog, stream: Stream | None, first: int, begin: int, stop: int | None
     ) -> None:
-        position = begin if stream is None else log.position_of(stream, begin)
-        self._cursor = log.cursor(position, stream=stream, stop=None if follow else log.end)
+        if stream is None:
+            self._cursor = log.cursor(first, stop=stop)
+        else:
+            # It knows no offsets, so it reads more than is wanted.
+            self._cursor = log.cursor(
+                log.position_of(stream, begin),
+                stream=stream,
+                stop=None if stop is None else log.end,
+                is_held=True,
+            )
         self._log = log
         self._stream = stream
+        self._first = first
         self._next = begin
         self._stop = stop
 
@@ -160,6 +170,8 @@ class RawBody(_ChunkBody):
             end = min(end, self._stop)
         data = chunk.data[self._next - place : end - place]
         self._next = end
+        if self._stream is not None and (readership := self._log.readership) is not None:
+            readership.note_read({self._stream: self._first}, {self._stream: end})
         return data
 
     def end(self) -> bytes:

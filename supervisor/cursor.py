@@ -27,11 +27,21 @@ class Cursor:
       stream: the one to read, or None for both.
       stop: where to end, at most the log's end; None to go on as the process
         does, until the log is complete.
-      is_held: whether what is taken from here is not handed on at once; whoever
+      is_held: whether what is returned is not all handed on at once; whoever
         holds it tells the log what has been read.
     """
 
-    __slots__ = ("_is_held", "_log", "_place", "_position", "_stop", "_stream", "_taken")
+    __slots__ = (
+        "_begin",
+        "_begins",
+        "_is_held",
+        "_log",
+        "_place",
+        "_position",
+        "_stop",
+        "_stream",
+        "_taken",
+    )
 
     def __init__(
         self,
@@ -44,6 +54,9 @@ class Cursor:
         assert stop is None or stop <= log.end
         self._log = log
         self._position = position
+        # The same as offsets, known with the first chunk.
+        self._begin = position
+        self._begins: dict[Stream, int] | None = None
         self._stream = stream
         self._is_held = is_held
         self._stop = stop
@@ -57,6 +70,12 @@ class Cursor:
 
     async def read(self, max_bytes: int = _READ_BYTES) -> list[Chunk]:
         """Wait for output, and return about `max_bytes` of what there is; nothing at the end."""
+        chunks = await self._read(max_bytes)
+        if chunks:
+            self._note_read(chunks[-1])
+        return chunks
+
+    async def _read(self, max_bytes: int) -> list[Chunk]:
         log = self._log
         await trio.lowlevel.checkpoint()
         if self._taken:  # By an iteration.
@@ -87,24 +106,34 @@ class Cursor:
             if chunks and chunks[-1].end > self._stop:
                 chunks[-1] = chunks[-1].up_to(self._stop)
             self._position = self._stop
-        end_offsets = chunks[-1].end_offsets if chunks else log.end_offsets
+        if self._begins is None and chunks:
+            # What is missing before may be of either stream.
+            missing = chunks[0].position - self._begin
+            self._begins = {name: chunks[0].offsets.of(name) - missing for name in STREAMS}
         if self._stream is not None:
             chunks = [chunk for chunk in chunks if chunk.stream == self._stream]
-        if (readership := log.readership) is not None:
-            streams = STREAMS if self._stream is None else (self._stream,)
-            places = {name: (self._position, end_offsets.of(name)) for name in streams}
-            note = readership.note_taken if self._is_held else readership.note_read
-            note(read_before, places)
         return chunks
+
+    def _note_read(self, chunk: Chunk) -> None:
+        """Tell the log that all up to the end of this chunk is handed on."""
+        readership = self._log.readership
+        if readership is not None and not self._is_held:
+            assert self._begins is not None
+            streams = STREAMS if self._stream is None else (self._stream,)
+            readership.note_read(
+                self._begins, {name: chunk.end_offsets.of(name) for name in streams}
+            )
 
     def __aiter__(self) -> Cursor:
         return self
 
     async def __anext__(self) -> Chunk:
         if not self._taken:
-            self._taken = (await self.read())[::-1]
+            self._taken = (await self._read(_READ_BYTES))[::-1]
             if not self._taken:
                 raise StopAsyncIteration
         else:
             await trio.lowlevel.checkpoint()
-        return self._taken.pop()
+        chunk = self._taken.pop()
+        self._note_read(chunk)
+        return chunk

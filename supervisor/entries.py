@@ -42,8 +42,8 @@ OVER: Final = 9
 CAPTURED: Final = 10
 
 NUMBER: Final = struct.Struct("<Q")
-# Of stdout and stderr: a position and an offset.
-READ_TO: Final = struct.Struct("<4Q")
+# Offsets of stdout and stderr. The holes are as wide as what was there once.
+READ_TO: Final = struct.Struct("<8xQ8xQ")
 # Of stdout and stderr: how many bytes, and then how many newlines.
 _CAPTURED: Final = struct.Struct("<4Q")
 
@@ -136,7 +136,7 @@ class Found:
         self.accepted_bytes = 0
         self.signals: set[int] = set()
         self.ended: Ended | None = None
-        self.read_to = (0, 0, 0, 0)
+        self.read_to = (0, 0)
         self.is_over = False
         # Of stdout and stderr, what is known besides the chunks.
         self._ends = (0, 0)

@@ -20,7 +20,6 @@ from msgspec import Struct
 
 from .chunk import BEGINNING, STREAMS, Chunk, Offsets, Stream
 from .output import OutputLog
-from .readership import Readership
 
 
 class Line(Struct, frozen=True, gc=False):
@@ -73,16 +72,19 @@ class LineReader:
         between characters; None for whole lines of any length.
       follow: whether to go on until the output is complete; else up to what
         there is now.
+      is_held: whether what is returned is not all handed on at once; whoever
+        holds it tells the log what has been read.
     """
 
     __slots__ = (
-        "_begin",
+        "_begins",
         "_cursor",
         "_log",
         "_max_line_bytes",
         "_newlines",
         "_partial",
         "_read",
+        "_readership",
         "_resume",
         "_stop",
         "_streams",
@@ -97,20 +99,23 @@ class LineReader:
         resume: Offsets = BEGINNING,
         max_line_bytes: int | None = None,
         follow: bool = True,
+        is_held: bool = False,
     ) -> None:
         self._log = log
+        # To be told what has been read.
+        self._readership = None if is_held else log.readership
         self._streams = STREAMS if stream is None else (stream,)
         self._max_line_bytes = max_line_bytes
         position = min(log.position_of(name, resume.of(name)) for name in self._streams)
-        self._begin = position
         self._cursor = log.cursor(
             position, stream=stream, stop=None if follow else log.end, is_held=True
         )
         # Of each stream: where it ends, with how many newlines; known once the output is complete.
         self._stop = None if follow else self._ends()
-        # Of each stream: what has been read, and what has been handed out.
+        # Of each stream: what has been read, what has been handed out, and where that begins.
         self._read = resume.by_stream()
         self._resume = dict(self._read)
+        self._begins = dict(self._read)
         self._newlines: dict[Stream, int | None] = dict.fromkeys(STREAMS)
         if resume == BEGINNING:
             self._newlines = dict.fromkeys(STREAMS, 0)
@@ -132,13 +137,17 @@ class LineReader:
         Then only `rest` is left. If cancelled, nothing is lost.
         """
         while chunks := await self._cursor.read(max_bytes):
-            if items := self._digest(chunks):
+            items = self._digest(chunks)
+            self._note_read()
+            if items:
                 return items
         return []
 
     def rest(self) -> list[Line | Gap]:
         """After the end: the unterminated last line of each stream, and what is missing behind it."""
         items: list[Line | Gap] = []
+        # An open line is needed by whoever comes back for the whole of it.
+        self._readership = None
         for stream in list(self._partial):
             items += self._flush(stream)
         for stream, (offset, newlines) in (self._stop or self._ends()).items():
@@ -154,11 +163,18 @@ class LineReader:
         while not self._taken:
             if chunks := await self._cursor.read(1):
                 self._taken.extend(self._digest(chunks))
+                if not self._taken:
+                    self._note_read()
             else:
                 self._taken.extend(self.rest())
                 if not self._taken:
                     raise StopAsyncIteration
-        return self._taken.popleft()
+        item = self._taken.popleft()
+        if not self._taken:
+            self._note_read()
+        elif self._readership is not None:
+            self._readership.note_read(self._begins, {item.stream: item.resume.of(item.stream)})
+        return item
 
     def _digest(self, chunks: list[Chunk]) -> list[Line | Gap]:
         items: list[Line | Gap] = []
@@ -175,22 +191,13 @@ class LineReader:
             self._read[stream] = chunk.offset + len(chunk.data)
             items += self._split(chunk)
             self._newlines[stream] = chunk.newlines + chunk.data.count(b"\n")
-        if self._log.readership is not None:
-            self._note_read(self._log.readership)
         return items
 
-    def _note_read(self, readership: Readership) -> None:
+    def _note_read(self) -> None:
         """Tell what is needed no more: whoever comes back begins with the line that is open."""
-        end = self._cursor.position
-        places: dict[Stream, tuple[int, int]] = {}
-        for name in self._streams:
-            partial = self._partial.get(name)
-            places[name] = (
-                (end, self._read[name])
-                if partial is None
-                else (partial.position, self._resume[name])
-            )
-        readership.note_read(self._begin, places)
+        if (readership := self._readership) is not None:
+            readership.note_taken(self._begins, self._read)
+            readership.note_read(self._begins, self._resume)
 
     def _jump(self, stream: Stream, offset: int, newlines: int) -> Iterator[Line | Gap]:
         """What a hole up to here means: the end of the open line, and the gap."""
@@ -208,7 +215,7 @@ class LineReader:
         timestamp_ms, stream, offset = chunk.timestamp_ms, chunk.stream, chunk.offset
         head, *rest = chunk.data.split(b"\n")
         if not rest:
-            yield from self._keep(stream, head, timestamp_ms, chunk.end)
+            yield from self._keep(stream, head, timestamp_ms)
             return
         other = self._resume["stderr" if stream == "stdout" else "stdout"]
         is_stdout = stream == "stdout"
@@ -224,15 +231,13 @@ class LineReader:
             yield Line(_text(raw), timestamp_ms, stream, resume)
         self._resume[stream] = offset
         if last:
-            yield from self._keep(stream, last, timestamp_ms, chunk.end)
+            yield from self._keep(stream, last, timestamp_ms)
 
-    def _keep(self, stream: Stream, data: bytes, timestamp_ms: int, end: int) -> Iterator[Line]:
-        """Add data that end at a position to the open line of a stream; hand out the parts for which it has become too long."""
+    def _keep(self, stream: Stream, data: bytes, timestamp_ms: int) -> Iterator[Line]:
+        """Add data to the open line of a stream; hand out the parts for which it has become too long."""
         # Popped and put back: the streams stay in the order of their last bytes.
         partial = self._partial.pop(stream, None)
-        parts, size, position = [], 0, end - len(data)
-        if partial is not None:
-            parts, size, position = partial.parts, partial.size, partial.position
+        parts, size = ([], 0) if partial is None else (partial.parts, partial.size)
         parts.append(data)
         size += len(data)
         if self._max_line_bytes is not None and size > self._max_line_bytes:
@@ -244,9 +249,7 @@ class LineReader:
                 yield Line(text, timestamp_ms, stream, self.resume, is_whole=False)
                 raw = raw[cut:]
             parts, size = [raw], len(raw)
-            if len(raw) <= len(data):
-                position = end - len(raw)
-        self._partial[stream] = _Partial(parts, size, timestamp_ms, position)
+        self._partial[stream] = _Partial(parts, size, timestamp_ms)
 
     def _flush(self, stream: Stream) -> Iterator[Line]:
         if (partial := self._partial.pop(stream, None)) is not None:
@@ -260,8 +263,6 @@ class _Partial(NamedTuple):
     parts: list[bytes]
     size: int
     timestamp_ms: int
-    # Where it begins in the log, or a little before.
-    position: int
 
 
 def _text(raw: bytes) -> str:

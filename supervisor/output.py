@@ -194,7 +194,7 @@ class OutputLog:
         spill: Spill | None,
         counts: Counts,
         chunks: Iterable[Chunk],
-        read_to: tuple[int, int, int, int],
+        read_to: tuple[int, int],
         *,
         is_over: bool,
     ) -> None:

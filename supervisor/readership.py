@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import trio
 
@@ -15,7 +14,7 @@ class Readership:
 
     Taken is further than read while whoever reads lines has the beginning of one
     that goes on: what it has may yet be lost with its client, and is then wanted
-    again.
+    again. What a reader found beside what it wanted, and handed to nobody, is neither.
 
     Attributes:
       noted: is called when somebody has read further, if that matters.
@@ -24,38 +23,40 @@ class Readership:
     __slots__ = ("_advanced", "_read", "_taken", "noted")
 
     def __init__(self) -> None:
-        self._read = [_Place(0, 0), _Place(0, 0)]
-        self._taken = list(self._read)
+        # Offsets of stdout and stderr.
+        self._read = [0, 0]
+        self._taken = [0, 0]
         self._advanced = trio.lowlevel.ParkingLot()
         self.noted: Callable[[], None] | None = None
 
     @property
-    def read_to(self) -> tuple[int, int, int, int]:
-        """How far stdout and stderr have been read: position and offset of each."""
-        return (*self._read[0], *self._read[1])
+    def read_to(self) -> tuple[int, int]:
+        """The offsets up to which stdout and stderr have been read."""
+        stdout, stderr = self._read
+        return stdout, stderr
 
-    def take_back(self, read_to: tuple[int, int, int, int]) -> None:
+    def take_back(self, read_to: tuple[int, int]) -> None:
         """Go on from where an earlier supervisor's readers were."""
-        self._read = [_Place(*read_to[:2]), _Place(*read_to[2:])]
-        self._taken = list(self._read)
+        self._read = list(read_to)
+        self._taken = list(read_to)
 
-    def note_read(self, begin: int, places: Mapping[Stream, tuple[int, int]]) -> None:
-        """Somebody has read streams from a position on.
+    def note_read(self, begins: Mapping[Stream, int], ends: Mapping[Stream, int]) -> None:
+        """Somebody has got everything of streams from where they began.
 
         Args:
-          begin: the position.
-          places: up to where each stream was read: a position, and the stream's
-            offset there.
+          begins: of each stream, the offset where the reader began.
+          ends: of each stream, the offset after what has been handed on.
         """
-        self.note_taken(begin, places)
-        _advance(self._read, begin, places)
-        if self.noted is not None:
-            self.noted()
+        self.note_taken(begins, ends)
+        if _advance(self._read, begins, ends):
+            self._advanced.unpark_all()
+            if self.noted is not None:
+                self.noted()
 
-    def note_taken(self, begin: int, places: Mapping[Stream, tuple[int, int]]) -> None:
+    def note_taken(self, begins: Mapping[Stream, int], ends: Mapping[Stream, int]) -> None:
         """The same, but not all of it has been handed on yet."""
-        _advance(self._taken, begin, places)
-        self._advanced.unpark_all()
+        if _advance(self._taken, begins, ends):
+            self._advanced.unpark_all()
 
     def has_read(self, offsets: Offsets) -> bool:
         """Whether both streams have been read up to there."""
@@ -69,27 +70,24 @@ class Readership:
     def held_bytes(self) -> int:
         """What has been taken, and not read."""
         both = zip(self._taken, self._read, strict=True)
-        return sum(max(0, taken.offset - read.offset) for taken, read in both)
+        return sum(max(0, taken - read) for taken, read in both)
 
     async def wait(self) -> None:
-        """Wait until somebody takes more."""
+        """Wait until somebody takes or reads more."""
         await self._advanced.park()
 
 
-class _Place(NamedTuple):
-    """A position in the log, and one stream's offset there."""
-
-    position: int
-    offset: int
-
-
-def _advance(places: list[_Place], begin: int, ends: Mapping[Stream, tuple[int, int]]) -> None:
+def _advance(offsets: list[int], begins: Mapping[Stream, int], ends: Mapping[Stream, int]) -> bool:
+    """Go on to the ends of what a reader has, where that adds to what is behind; whether it does."""
+    has_advanced = False
     for which, name in enumerate(STREAMS):
         # Not what somebody has read further on, and left out before.
-        if name in ends and begin <= places[which].position < ends[name][0]:
-            places[which] = _Place(*ends[name])
+        if name in ends and begins[name] <= offsets[which] < ends[name]:
+            offsets[which] = ends[name]
+            has_advanced = True
+    return has_advanced
 
 
-def _is_before(offsets: Offsets, places: list[_Place]) -> bool:
+def _is_before(offsets: Offsets, places: list[int]) -> bool:
     stdout, stderr = places
-    return stdout.offset >= offsets.stdout and stderr.offset >= offsets.stderr
+    return stdout >= offsets.stdout and stderr >= offsets.stderr

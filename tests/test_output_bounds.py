@@ -191,6 +191,43 @@ async def test_a_line_that_is_open_is_still_there_for_who_comes_back() -> None:
     assert log.dropped_bytes > 0
 
 
+async def _full_log() -> OutputLog:
+    """One that holds up its process, with lines of 50 bytes in chunks of several."""
+    log = OutputLog(OutputStore(OutputLimits(unspilled_bytes=4000, policy="block")))
+    while log.is_settled:
+        lines = range(log.end // 50, log.end // 50 + 10)
+        log.append("stdout", b"".join([b"%049d\n" % number for number in lines]), log.end)
+    assert await _waits(log)
+    return log
+
+
+async def test_of_an_iteration_that_ends_early_only_what_it_gave_has_been_read() -> None:
+    log = await _full_log()
+    assert log.readership is not None
+    chunk = await anext(aiter(log.cursor()))
+    assert log.readership.read_to == (chunk.end, 0)
+    async for line in LineReader(log, resume=Offsets(chunk.end, 0)):
+        assert isinstance(line, Line)
+        assert log.readership.read_to == (line.resume.stdout, 0)
+        if int(line.text) == 12:
+            break
+    # Whoever goes on behind that goes on with what counts.
+    reader = LineReader(log, resume=line.resume)
+    while log.readership.read_to[0] < log.end:
+        await reader.read(1)
+    assert not await _waits(log)
+
+
+async def test_who_begins_in_the_midst_has_not_read_what_is_before() -> None:
+    log = await _full_log()
+    assert log.readership is not None
+    for begin in (50, 125, log.end - 50):
+        await LineReader(log, resume=Offsets(begin, 0), follow=False).read(10**6)
+    assert log.readership.read_to == (0, 0)
+    assert await _waits(log)
+    assert log.dropped_bytes == 0
+
+
 async def test_a_line_that_is_longer_than_all_bounds_holds_up_nobody_for_ever() -> None:
     log = OutputLog(OutputStore(OutputLimits(unspilled_bytes=4000, policy="block")))
     reader = LineReader(log)

@@ -491,6 +491,91 @@ async def test_a_get_makes_room_for_a_blocked_process(daemon: Daemon) -> None:
     assert _joined(lines) == _numbered(0, size)
 
 
+@pytest.mark.parametrize("config", [SupervisorConfig(output=OutputLimits(unspilled_bytes=_MIB))])
+async def test_pages_take_a_blocked_output_whole(daemon: Daemon) -> None:
+    size = 3 * 10**6
+    process = await _start(daemon, _lines(size), output_policy="block")
+    await _blocked(process)
+    url = f"/processes/{process.pid}/stdout"
+    lines: list[str] = []
+    place = "0-0"
+    with trio.fail_after(PATIENCE_SECONDS):
+        while len(lines) < size // _LINE_BYTES:
+            parameters = {"from": place, "limit": str(100)}
+            answer = (await daemon.client.get(url, params=parameters)).json()
+            assert answer["missing_bytes"] == 0
+            whole = (
+                int(answer["next"].partition("-")[0]) - len(lines) * _LINE_BYTES
+            ) // _LINE_BYTES
+            lines += answer["lines"][:whole]
+            place = answer["next"]
+        await process.wait()
+    assert _joined(lines) == _numbered(0, size)
+
+
+@pytest.mark.parametrize("view", ["stdout/raw", "output/raw"])
+async def test_ranges_take_a_blocked_output_whole(daemon: Daemon, view: str) -> None:
+    size = 3 * 10**6
+    process = await _start(daemon, _lines(size), output_policy="block")
+    await _blocked(process)
+    received = bytearray()
+    with trio.fail_after(PATIENCE_SECONDS):
+        while len(received) < size:
+            headers = {"range": f"bytes={len(received)}-{len(received) + 9999}"}
+            answer = await daemon.client.get(f"/processes/{process.pid}/{view}", headers=headers)
+            if answer.status_code != 416:  # Not written yet.
+                assert "creche-missing-bytes" not in answer.headers
+                received += answer.content
+        await process.wait()
+    assert received == _numbered(0, size)
+
+
+@pytest.mark.parametrize(
+    ("method", "view", "headers"),
+    [
+        ("HEAD", "stdout", {}),
+        ("HEAD", "output", {}),
+        ("HEAD", "stdout/raw", {}),
+        ("HEAD", "output/frames", {}),
+        ("GET", "stdout?tail=1", {}),
+        ("GET", "output?tail=1", {}),
+        ("GET", "stdout/raw", {"range": "bytes=-10"}),
+        ("GET", "output/raw", {"range": "bytes=-10"}),
+        ("GET", "stdout?limit=0", {}),
+    ],
+)
+async def test_what_nobody_was_given_makes_no_room_for_a_blocked_process(
+    daemon: Daemon, method: str, view: str, headers: dict[str, str]
+) -> None:
+    process = await _start(daemon, _lines(3 * 10**6), output_policy="block")
+    await _blocked(process)
+    assert process.log.readership is not None
+    url = f"/processes/{process.pid}/{view}"
+    for _ in range(5):
+        assert (await daemon.client.request(method, url, headers=headers)).is_success
+        await _blocked(process)
+    assert process.log.readership.read_to == (0, 0)
+    answer = (await daemon.client.get(f"/processes/{process.pid}/stdout")).json()
+    assert answer["missing_bytes"] == 0
+
+
+async def test_a_long_line_that_a_client_has_only_begun_comes_again_whole(daemon: Daemon) -> None:
+    script = f"head -c 200000 /dev/zero | tr '\\0' x; read go; echo; {_lines(3 * 10**6)}"
+    process = await _start(daemon, script, output_policy="block", stdin_mode="pipe")
+    url = f"/processes/{process.pid}/stdout"
+    with trio.fail_after(PATIENCE_SECONDS):
+        while process.log.end < 200_000:
+            await trio.lowlevel.checkpoint()
+        answer = (await daemon.client.get(url)).json()
+        assert answer["lines"] == ["x" * 200_000]
+        assert answer["next"] == "0-0"
+        await process.write_stdin(b"\n")
+        await _blocked(process)
+        answer = (await daemon.client.get(url)).json()
+    assert answer["missing_bytes"] == 0
+    assert answer["lines"][0] == "x" * 200_000
+
+
 async def test_a_blocked_process_is_killed_at_once(daemon: Daemon) -> None:
     process = await _start(daemon, "exec yes", output_policy="block")
     await _blocked(process)
