@@ -74,9 +74,17 @@ class InvalidQuery(RequestError):
 
 
 class RangeNotSatisfiable(RequestError):
-    """The range begins behind the last byte (RFC 9110, section 15.5.17)."""
+    """The range begins behind the last byte, or nothing of it is kept (RFC 9110, section 15.5.17).
+
+    Args:
+      length: how many bytes there are, kept or not.
+    """
 
     code = "RANGE_NOT_SATISFIABLE"
+
+    def __init__(self, message: str, length: int) -> None:
+        super().__init__(message)
+        self.length = length
 
 
 class UnsupportedMediaType(RequestError):
@@ -236,6 +244,8 @@ def answer(error: Exception) -> Answer:
         headers.append(("www-authenticate", "Bearer"))
     if status == 503:
         headers.append(("retry-after", "1"))
+    if isinstance(error, RangeNotSatisfiable):
+        headers.append(("content-range", f"bytes */{error.length}"))
     body = ErrorBody(str(error), error.code, error.field)
     if isinstance(error, supervisor.StdinNotWritable):
         body = msgspec.structs.replace(body, accepted_bytes=error.accepted_bytes)

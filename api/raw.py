@@ -59,19 +59,22 @@ def _raw(log: OutputLog, request: Request, stream: Stream | None) -> Response:
     follow = read_flag(request, "follow")
     wanted = _range(request, end)
     first, after = (0, None) if wanted is None else wanted
-    if wanted is not None and first >= end and not follow:
-        raise RangeNotSatisfiable(f"there are {end} bytes so far")
     begin = max(first, kept_from)
     is_live = follow and after is None and not log.closed
     stop = None if is_live else min(end, end if after is None else after)
+    if wanted is not None and stop is not None and begin >= stop:
+        message = f"there are {end} bytes so far"
+        if first < stop:
+            message += f", and those before {kept_from} have been dropped"
+        raise RangeNotSatisfiable(message, end)
     body = RawBody(log, stream, first, begin, stop)
     response = _response(request, body, 200 if wanted is None else 206, RAW)
     response.headers["accept-ranges"] = "bytes"
     if begin > first:
         response.headers["creche-missing-bytes"] = str(begin - first)
     if stop is not None:
-        response.headers["content-length"] = str(max(0, stop - begin))
-    if wanted is not None and (stop is None or stop > begin):
+        response.headers["content-length"] = str(stop - begin)
+    if wanted is not None:
         last = _VERY_LARGE if stop is None else stop - 1
         total = str(end) if log.closed else "*"
         response.headers["content-range"] = f"bytes {begin}-{last}/{total}"

@@ -367,6 +367,27 @@ async def test_a_range_over_a_hole_is_what_is_kept_of_it(daemon: Daemon) -> None
     assert answer.headers["content-range"] == f"bytes {dropped}-{dropped + 999}/{size}"
 
 
+@pytest.mark.parametrize("view", ["stdout/raw", "output/raw", "stdout/raw?follow=true"])
+async def test_a_range_without_any_byte_that_is_kept_cannot_be_satisfied(
+    daemon: Daemon, view: str
+) -> None:
+    size = 5 * 10**6
+    process = await _ended(daemon, _lines(size))
+    dropped = process.record.output_dropped_bytes
+    url = f"/processes/{process.pid}/{view}"
+    for text in ("10-19", f"0-{dropped - 1}", f"{size}-", f"{size}-{size + 9}"):
+        answer = await daemon.client.get(url, headers={"range": f"bytes={text}"})
+        assert (answer.status_code, answer.json()["code"]) == (416, "RANGE_NOT_SATISFIABLE")
+        assert answer.headers["content-range"] == f"bytes */{size}"
+    assert str(dropped) not in answer.json()["error"]
+    answer = await daemon.client.get(url, headers={"range": "bytes=10-19"})
+    assert f"those before {dropped} have been dropped" in answer.json()["error"]
+    answer = await daemon.client.get(url, headers={"range": f"bytes=10-{dropped}"})
+    assert answer.status_code == 206
+    assert answer.headers["creche-missing-bytes"] == str(dropped - 10)
+    assert answer.content == _numbered(dropped, dropped + 1)
+
+
 # --- drop_newest ------------------------------------------------------------------
 
 
