@@ -160,7 +160,9 @@ class Supervisor:
 
         Args:
           spec: what to start. Nobody else can feed its stdin, so that is a
-            pipe if there is an `input`, and closed otherwise.
+            pipe if there is an `input`, and closed otherwise. Nobody reads its
+            output before its end either, so where the policy is `block`, past a
+            bound the oldest goes instead of the process waiting for ever.
           input: what it is to read, before the end of its stdin. What it does
             not read is no error.
           timeout: seconds after which its whole tree is killed; None for never.
@@ -171,6 +173,8 @@ class Supervisor:
         """
         stdin_mode: StdinMode = "closed" if input is None else "pipe"
         spec = msgspec.structs.replace(spec, stdin_mode=stdin_mode)
+        if (spec.output_policy or self.config.output.policy) == "block":
+            spec = msgspec.structs.replace(spec, output_policy="drop_oldest")
         process = await self.start(spec, timeout=timeout)
         try:
             if input is not None:

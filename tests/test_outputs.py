@@ -512,6 +512,17 @@ async def test_a_get_makes_room_for_a_blocked_process(daemon: Daemon) -> None:
     assert _joined(lines) == _numbered(0, size)
 
 
+async def test_a_run_reads_a_blocked_output_whole(daemon: Daemon) -> None:
+    size = 5 * 10**6
+    body = {"command": "sh", "args": ["-c", _lines(size)], "output_policy": "block"}
+    async with await connect(daemon.url) as connection:
+        with trio.fail_after(PATIENCE_SECONDS):
+            events = await connection.events("POST", "/processes/run", body)
+    lines = [event.data["line"] for event in events[1:-1]]
+    assert _joined(lines) == _numbered(0, size)
+    assert events[-1].data == {"reason": "exited", "exit_code": 0}
+
+
 @pytest.mark.parametrize("config", [SupervisorConfig(output=OutputLimits(unspilled_bytes=_MIB))])
 async def test_pages_take_a_blocked_output_whole(daemon: Daemon) -> None:
     size = 3 * 10**6

@@ -549,3 +549,16 @@ class TestOutputLimit:
         assert everything.endswith(result.stdout)
         assert result.record.output_kept_bytes == len(result.stdout)
         assert result.record.output_dropped_bytes == len(everything) - len(result.stdout)
+
+    @pytest.mark.parametrize("is_default", [False, True])
+    async def test_a_run_waits_for_no_reader(self, is_default: bool) -> None:
+        limits = OutputLimits(
+            unspilled_bytes=400_000, policy="block" if is_default else "drop_newest"
+        )
+        spec = sh("cat; seq 1 200000", output_policy=None if is_default else "block")
+        async with open_supervisor(SupervisorConfig(output=limits)) as supervisor:
+            with trio.fail_after(PATIENCE_SECONDS):
+                result = await supervisor.run(spec, input=bytes(2_000_000))
+        assert result.record.exit_code == 0
+        assert 100_000 < len(result.stdout) <= 400_000
+        assert result.stdout.endswith(b"\n199999\n200000\n")
