@@ -476,6 +476,9 @@ class OutputLog:
         """Where the last `count` lines begin, of one stream or of both in the order of their ends.
 
         An unterminated last line counts, and ends last.
+
+        Raises:
+          OutOfResources: for now; nothing is lost.
         """
         streams = STREAMS if stream is None else (stream,)
         tail = Tail(count, streams, self._counts)
@@ -499,7 +502,9 @@ class OutputLog:
             assert self._spill is not None
             try:
                 chunks = await self._spill.read_segment(segment)
-            except OSError:
+            except OSError as error:
+                if error.errno in _SHORTAGES:
+                    raise resource_error(error) from error
                 return  # Dropped by now, or unreadable: what is kept begins behind it.
             for chunk in reversed(chunks):
                 tail.add(chunk)

@@ -320,6 +320,16 @@ async def test_a_lack_of_descriptors_costs_no_output(supervisor: Supervisor) -> 
     assert process.record.output_dropped_bytes == 0
 
 
+async def test_a_lack_of_descriptors_makes_no_tail_of_the_whole(supervisor: Supervisor) -> None:
+    size = 3 * 10**6
+    process = await ended_process(supervisor, numbered_script(size))
+    lines = size // LINE_BYTES // 2
+    with without_descriptors(), pytest.raises(OutOfDescriptors):
+        await process.log.offsets_of_tail(lines)
+    begin = await process.log.offsets_of_tail(lines)
+    assert begin.stdout == size - lines * LINE_BYTES
+
+
 # --- injected into a daemon -----------------------------------------------------
 
 
