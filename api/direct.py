@@ -271,10 +271,6 @@ class Direct:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Serve one request (ASGI)."""
-        if scope["type"] == "websocket":
-            # Closing before accepting: the handshake is answered with 403.
-            await send({"type": "websocket.close", "code": 1000, "reason": "no such WebSocket"})
-            return
         if scope["type"] == "http":
             # The server leaves the body of an answer to HEAD away.
             wanted = "GET" if scope["method"] == "HEAD" else scope["method"]

@@ -57,14 +57,10 @@ class Guard:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Serve one request (ASGI)."""
-        if scope["type"] in ("http", "websocket"):
+        if scope["type"] == "http":
             try:
                 self._check(list(scope["headers"]))
             except RequestError as error:
-                if scope["type"] != "http":
-                    # ASGI: closing before accepting answers the handshake with 403.
-                    await send({"type": "websocket.close", "code": 1008, "reason": str(error)})
-                    return
                 await send_whole(send, *answer(error))
                 return
         await self._app(scope, receive, send)

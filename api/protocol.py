@@ -2,7 +2,9 @@
 
 hypercorn's own protocol lets every client change over to HTTP/2, with attacks
 of its own (RFC 9113, section 10.5) and for nobody's gain: the clients of plain
-sockets speak 1.1. And it answers what is no HTTP without a body.
+sockets speak 1.1. It would open WebSockets, of which there are none here, and never
+end the connection of one whose handshake is wrong. And it answers what is no HTTP
+without a body.
 """
 
 from __future__ import annotations
@@ -33,8 +35,18 @@ class Protocol(H11Protocol):
             await self._send_error_response(400)
             await self.send(Closed())
 
-    async def _check_protocol(self, event: h11.Request) -> None:
+    async def _create_stream(self, request: h11.Request) -> None:
         # An `Upgrade` may be ignored (RFC 9110, section 7.8).
+        await super()._create_stream(
+            h11.Request(
+                method=request.method,
+                target=request.target,
+                headers=[header for header in request.headers if header[0] != b"upgrade"],
+                http_version=request.http_version,
+            )
+        )
+
+    async def _check_protocol(self, event: h11.Request) -> None:
         if event.http_version not in (b"1.0", b"1.1") or not _is_target(event.target):
             raise _Refused
 

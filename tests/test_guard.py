@@ -388,25 +388,16 @@ HANDSHAKE: Headers = [
 ]
 
 
-async def shake(port: int, headers: Headers, path: bytes) -> bytes:
-    """Try to open a WebSocket; the whole answer, which must be the end of the connection."""
-    lines = [b"GET %b HTTP/1.1" % path, *(b"%b: %b" % header for header in headers + HANDSHAKE)]
-    with trio.fail_after(PATIENCE_SECONDS):
-        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            await stream.send_all(b"\r\n".join(lines) + b"\r\n\r\n")
-            return b"".join([data async for data in stream])
-
-
 @pytest.mark.parametrize("path", [b"/api/v1/processes", b"/api/v1/processes/run", b"/nothing"])
 @pytest.mark.parametrize(
-    ("token", "headers"),
+    ("token", "headers", "status"),
     [
-        (None, [(b"Host", b"evil.example")]),
-        (None, [(b"Host", b"localhost"), (b"Origin", b"http://evil.example")]),
-        (None, [(b"Host", b"localhost"), (b"Origin", b"null")]),
-        (None, [(b"Host", b"localhost"), (b"Sec-Fetch-Site", b"cross-site")]),
-        (TOKEN, [(b"Host", b"localhost")]),
-        (TOKEN, [(b"Host", b"localhost"), (b"Authorization", b"Bearer wrong")]),
+        (None, [(b"Host", b"evil.example")], 403),
+        (None, [(b"Host", b"localhost"), (b"Origin", b"http://evil.example")], 403),
+        (None, [(b"Host", b"localhost"), (b"Origin", b"null")], 403),
+        (None, [(b"Host", b"localhost"), (b"Sec-Fetch-Site", b"cross-site")], 403),
+        (TOKEN, [(b"Host", b"localhost")], 401),
+        (TOKEN, [(b"Host", b"localhost"), (b"Authorization", b"Bearer wrong")], 401),
     ],
 )
 async def test_a_websocket_is_refused_by_the_same_rules(
@@ -414,19 +405,34 @@ async def test_a_websocket_is_refused_by_the_same_rules(
     path: bytes,
     token: bytes | None,
     headers: Headers,
+    status: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with served(supervisor, token=token) as port:
-        answer = await shake(port, headers, path)
-    assert answer.startswith(b"HTTP/1.1 403 ")
+        answer = await ask(port, headers + HANDSHAKE, path=path)
+    assert answer.status == status
+    assert answer.code in ("HOST_REFUSED", "ORIGIN_REFUSED", "UNAUTHORIZED")
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("path", [b"/api/v1/processes", b"/api/v1/processes/run", b"/nothing"])
-async def test_no_route_is_a_websocket(
-    supervisor: Supervisor, path: bytes, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("handshake", [HANDSHAKE, HANDSHAKE[:2]])
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        (b"/api/v1/processes", 200, None),
+        (b"/api/v1/processes/1", 404, "NOT_FOUND"),
+        (b"/nothing", 404, "ROUTE_NOT_FOUND"),
+    ],
+)
+async def test_a_handshake_is_the_plain_request_that_it_is(
+    supervisor: Supervisor,
+    handshake: Headers,
+    path: bytes,
+    status: int,
+    code: str | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with served(supervisor) as port:
-        answer = await shake(port, [(b"Host", b"localhost")], path)
-    assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 404 "))
+        answer = await ask(port, [(b"Host", b"localhost"), *handshake], path=path)
+    assert (answer.status, answer.code) == (status, code)
     assert caplog.records == []

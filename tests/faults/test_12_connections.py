@@ -91,6 +91,20 @@ async def test_at_the_bound_the_longest_idle_gives_way(bounded: str) -> None:
         await connection.stream.aclose()
 
 
+async def test_who_has_asked_for_a_websocket_gives_way_too(bounded: str) -> None:
+    upgrade = ("Connection: Upgrade", "Upgrade: websocket")
+    for key in ((), ("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13")):
+        held = [await dial(bounded) for _ in range(BOUND)]
+        for stream in held:
+            await stream.send_all(request("GET", "/health", *upgrade, *key, close=False))
+            with trio.fail_after(PATIENCE_SECONDS):
+                assert await stream.receive_some(1) == b"H"
+        await wait_all_tasks_blocked()
+        assert (await ask(bounded, request("GET", "/health"))).status == 200
+        for stream in held:
+            await stream.aclose()
+
+
 async def test_where_all_are_busy_one_more_is_refused_and_they_go_on(
     bounded: str, supervisor: Supervisor
 ) -> None:
