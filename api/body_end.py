@@ -19,6 +19,7 @@ from hypercorn.typing import (
     ASGIReceiveEvent,
     ASGISendCallable,
     ASGISendEvent,
+    HTTPResponseBodyEvent,
     HTTPScope,
     Scope,
 )
@@ -74,7 +75,6 @@ class _Exchange:
     ) -> None:
         self._receive = receive
         self._send = send
-        self._early: list[ASGISendEvent] = []
         self._body_ended = trio.Event()
         self._over = trio.Event()
         if not any(
@@ -93,28 +93,18 @@ class _Exchange:
         return message
 
     async def send(self, message: ASGISendEvent) -> None:
-        is_last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if not self._body_ended.is_set():
-            # Early answers are short, so they can be held back until they are whole.
-            self._early.append(message)
-            if is_last:
-                await self._send_early()
-            return
-        while self._early:
-            await self._send(self._early.pop(0))
-        if is_last:
+        if message["type"] != "http.response.body" or message.get("more_body", False):
+            await self._send(message)
+        elif self._body_ended.is_set():
             await self._send_last(message)
         else:
-            await self._send(message)
+            await self._send_early(message)
 
-    async def _send_early(self) -> None:
-        """Send the answer, discard the rest of the body, and only then end the answer."""
+    async def _send_early(self, message: HTTPResponseBodyEvent) -> None:
+        """Send the last of the answer, discard the rest of the body, and only then end the answer."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._discard)
-            for message in self._early:
-                if message["type"] == "http.response.body":
-                    message = {**message, "more_body": True}
-                await self._send(message)
+            await self._send({**message, "more_body": True})
             with trio.move_on_after(_DISCARD_SECONDS):
                 await self._body_ended.wait()
             await self._send_last({"type": "http.response.body", "body": b"", "more_body": False})

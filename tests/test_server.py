@@ -273,6 +273,54 @@ async def test_a_follower_that_does_not_read_disturbs_no_other(daemon: Daemon) -
             assert (await daemon.client.get("/health")).status_code == 200
 
 
+async def test_a_stream_does_not_wait_for_the_body_of_its_request(daemon: Daemon) -> None:
+    process = await _start(daemon, "read go; echo last", stdin="pipe")
+    async with await connect(daemon.url) as connection:
+        path = f"/api/v1/processes/{process.pid}/output/follow"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n"
+        await connection.stream.send_all(head.encode())
+        answer = b""
+        with trio.fail_after(PATIENCE_SECONDS):
+            while b"\r\n\r\n" not in answer:
+                answer += await connection.stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        await process.write_stdin(b"\n")
+        with trio.fail_after(PATIENCE_SECONDS):
+            while b'"last"' not in answer:
+                answer += await connection.stream.receive_some()
+            await connection.stream.send_all(b"{}")
+            while not answer.endswith(b"\r\n0\r\n\r\n"):
+                answer += await connection.stream.receive_some()
+        # And the connection is in order.
+        await connection.stream.send_all(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await connection.stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_stream_is_not_gathered_while_the_body_of_its_request_is_due(
+    daemon: Daemon,
+) -> None:
+    body = {
+        "command": "sh",
+        "args": ["-c", 'read go; head -c "$0" /dev/zero', str(2 * _FLOOD_BYTES)],
+        "stdin_mode": "pipe",
+        "output_policy": "block",
+    }
+    pid = (await daemon.client.post("/processes", json=body)).json()["pid"]
+    process = daemon.supervisor.by_pid(pid)
+    async with await connect(daemon.url) as connection:
+        path = f"/api/v1/processes/{pid}/stdout/raw?follow=true"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
+        await connection.stream.send_all(head.encode())
+        await process.write_stdin(b"\n")
+        await wait_all_tasks_blocked(0.1)
+        assert process.status == "running"
+        received = 0
+        with trio.fail_after(PATIENCE_SECONDS):
+            while received < 2 * _FLOOD_BYTES:
+                received += (await connection.stream.receive_some(1024 * 1024)).count(0)
+            await process.wait()
+
+
 async def test_a_follower_that_does_not_read_cannot_hold_up_the_end(
     supervisor: Supervisor,
 ) -> None:
