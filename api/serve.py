@@ -47,9 +47,9 @@ async def serve(
     period SIGKILL, followers get everything up to the end, and only then are
     the connections closed. A second signal ends the grace period.
 
-    On SIGUSR2, execute this program anew, if its processes survive that: requests
-    are answered, streams break off where they are, and everything goes on in the
-    next one. Never returns then.
+    On SIGUSR2, execute this program anew, unless its processes would not survive
+    that, or are being ended: requests are answered, streams break off where they
+    are, and everything goes on in the next one. Never returns then.
 
     Args:
       settings: the settings.
@@ -61,10 +61,7 @@ async def serve(
     Raises:
       OSError: the address cannot be bound.
     """
-    handled = [signal.SIGTERM, signal.SIGINT]
-    if settings.supervisor.survives and inherited is not None:
-        handled.append(signal.SIGUSR2)
-    with trio.open_signal_receiver(*handled) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR2) as signals:
         async with open_supervisor(settings.supervisor) as supervisor:
             app = create_app(
                 supervisor,
@@ -86,10 +83,7 @@ async def serve(
                 gc.collect()
                 gc.freeze()
                 task_status.started(addresses)
-                if await anext(signals) == signal.SIGUSR2:
-                    assert inherited is not None
-                    _logger.info("restarting", extra={"running": supervisor.running})
-                    restart(await server.hand_over(_ANSWERING_SECONDS), inherited)
+                await _serve_until_told_to_end(signals, server, supervisor, inherited)
                 _logger.info("stopping", extra={"running": supervisor.running})
                 async with trio.open_nursery() as draining:
                     draining.start_soon(_cut_short, signals, draining.cancel_scope)
@@ -98,6 +92,20 @@ async def serve(
                 await supervisor.stop(grace_seconds=0)
                 server.stop()
     _logger.info("stopped")
+
+
+async def _serve_until_told_to_end(
+    signals: AsyncIterator[int],
+    server: Server,
+    supervisor: Supervisor,
+    inherited: Inherited | None,
+) -> None:
+    while await anext(signals) == signal.SIGUSR2:
+        if inherited is None or not supervisor.config.survives:
+            _logger.warning("not restarting: nothing outlives this without a state directory")
+            continue
+        _logger.info("restarting", extra={"running": supervisor.running})
+        restart(await server.hand_over(_ANSWERING_SECONDS), inherited)
 
 
 def _warn_of_missing_cgroups(supervisor: Supervisor) -> None:
@@ -121,7 +129,8 @@ def _warn_of_readable_token(path: Path | None) -> None:
 
 
 async def _cut_short(signals: AsyncIterator[int], grace: trio.CancelScope) -> None:
-    await anext(signals)
+    while await anext(signals) == signal.SIGUSR2:
+        _logger.warning("not restarting: everything is being ended")
     _logger.warning("second signal: killing what is left")
     grace.cancel()
 

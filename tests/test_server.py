@@ -611,6 +611,39 @@ async def test_a_second_signal_kills_at_once(signum: int) -> None:
         assert complaint["message"] == "second signal: killing what is left"
 
 
+async def test_a_restart_is_not_made_where_nothing_would_outlive_it() -> None:
+    async with serving("--state-dir", "") as (daemon, url):
+        async with await connect(url) as connection:
+            body = {"command": "sleep", "args": [_unique()]}
+            pid = (await connection.json("POST", "/processes", body))["pid"]
+            daemon.process.send_signal(signal.SIGUSR2)
+            await daemon.logged("not restarting")
+            record = await connection.json("GET", f"/processes/{pid}")
+            assert record["status"] == "running"
+        daemon.process.send_signal(signal.SIGTERM)
+        assert await daemon.exited() == 0
+
+
+async def test_a_restart_that_comes_too_late_leaves_the_grace_period_as_it_is() -> None:
+    async with serving("--grace-seconds", "1000") as (daemon, url):
+        async with await connect(url) as follower, await connect(url) as other:
+            spec = {"command": "sh", "args": ["-c", _POLITE, _unique()], "stdin_mode": "pipe"}
+            pid = (await other.json("POST", "/processes", spec))["pid"]
+            async with follower.stream_body("GET", f"/processes/{pid}/output/follow") as stream:
+                text = b""
+                with trio.fail_after(PATIENCE_SECONDS):
+                    async for data in stream:
+                        text += data
+                        if b'"up"' in data:
+                            daemon.process.send_signal(signal.SIGTERM)
+                        if b'"asked"' in data:
+                            daemon.process.send_signal(signal.SIGUSR2)
+                            await daemon.logged("not restarting")
+                            await other.request("POST", f"/processes/{pid}/stdin", raw=b"bye\n")
+            assert b'"line":"bye"' in text
+        assert await daemon.exited() == 0
+
+
 async def test_a_running_run_gets_its_exit_event_when_the_daemon_ends() -> None:
     async with serving("--grace-seconds", "0.2") as (daemon, url):
         async with await connect(url) as connection:
