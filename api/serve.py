@@ -8,7 +8,6 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -22,6 +21,7 @@ from .protection import Inherited, protect
 from .restart import restart, take_listener
 from .server import Server
 from .settings import Settings, SettingsError, parse_settings
+from .signals import Signals
 from .system import VERSION
 
 _logger = logging.getLogger("creche")
@@ -49,7 +49,8 @@ async def serve(
 
     On SIGUSR2, execute this program anew, unless its processes would not survive
     that, or are being ended: requests are answered, streams break off where they
-    are, and everything goes on in the next one. Never returns then.
+    are, and everything goes on in the next one, signals that come meanwhile
+    included. Never returns then.
 
     Args:
       settings: the settings.
@@ -61,7 +62,7 @@ async def serve(
     Raises:
       OSError: the address cannot be bound.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR2) as signals:
+    with Signals((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)) as signals:
         async with open_supervisor(settings.supervisor) as supervisor:
             app = create_app(
                 supervisor,
@@ -95,12 +96,12 @@ async def serve(
 
 
 async def _serve_until_told_to_end(
-    signals: AsyncIterator[int],
+    signals: Signals,
     server: Server,
     supervisor: Supervisor,
     inherited: Inherited | None,
 ) -> None:
-    while await anext(signals) == signal.SIGUSR2:
+    while await signals.receive() == signal.SIGUSR2:
         if inherited is None or not supervisor.config.survives:
             _logger.warning("not restarting: nothing outlives this without a state directory")
             continue
@@ -128,8 +129,8 @@ def _warn_of_readable_token(path: Path | None) -> None:
         )
 
 
-async def _cut_short(signals: AsyncIterator[int], grace: trio.CancelScope) -> None:
-    while await anext(signals) == signal.SIGUSR2:
+async def _cut_short(signals: Signals, grace: trio.CancelScope) -> None:
+    while await signals.receive() == signal.SIGUSR2:
         _logger.warning("not restarting: everything is being ended")
     _logger.warning("second signal: killing what is left")
     grace.cancel()

@@ -13,12 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import h11
+import pytest
 import trio
 
 from ..conftest import PATIENCE_SECONDS
 from ..heavy import amount, figure
 from ..test_server import Command, serving
 from ..wire import connect
+from .lives import is_dead
 
 _RESTARTS = amount(4, heavy=10)
 _BROKEN = (h11.RemoteProtocolError, trio.BrokenResourceError, AssertionError)
@@ -68,6 +70,29 @@ async def test_a_restart_in_place_ends_nothing_and_refuses_nobody(tmp_path: Path
         f"{_RESTARTS} restarts: {len(lines)} lines, {len(keys)} starts, nothing lost or refused; "
         f"a follower was without for {max(gaps_ms):.0f} ms at most"
     )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_during_a_restart_drains_the_next_daemon(signum: int) -> None:
+    async with serving() as (daemon, url):
+        async with await connect(url) as follower:
+            spec = {"command": "sh", "args": ["-c", "echo up; exec sleep 1000"]}
+            pid = (await follower.json("POST", "/processes", spec))["pid"]
+            path = f"/processes/{pid}/stdout/follow"
+            async with follower.stream_body("GET", path) as body:
+                with trio.fail_after(PATIENCE_SECONDS):
+                    text = b""
+                    while b'"up"' not in text:
+                        text += await anext(body)
+                # Which the follower holds up.
+                daemon.process.send_signal(signal.SIGUSR2)
+                await daemon.logged("restarting")
+                daemon.process.send_signal(signum)
+                assert await daemon.exited() == 0
+        await is_dead(pid)
+        messages = [entry["message"] for entry in daemon.log]
+        assert messages == ["serving", "restarting", "serving", "stopping", "stopped"]
+        assert daemon.log[3]["running"] == 1
 
 
 async def _restarted(daemon: Command, number: int) -> None:
