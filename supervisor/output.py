@@ -503,7 +503,7 @@ class OutputLog:
             try:
                 chunks = await self._spill.read_segment(segment)
             except OSError as error:
-                if error.errno in _SHORTAGES:
+                if error.errno in SHORTAGES:
                     raise resource_error(error) from error
                 return  # Dropped by now, or unreadable: what is kept begins behind it.
             for chunk in reversed(chunks):
