@@ -308,9 +308,9 @@ async def test_an_exit_that_its_tracer_has_not_seen_yet_keeps_nobody_busy(
 
 # Seizes it, and never waits for it.
 _TRACER = """
-import ctypes, sys
+import ctypes, os, sys
 libc = ctypes.CDLL(None)
-print(libc.ptrace(0x4206, int(sys.argv[1]), None, None), flush=True)
+os.write(1, b"%d\\n" % libc.ptrace(0x4206, int(sys.argv[1]), None, None))
 sys.stdin.read()
 """
 
