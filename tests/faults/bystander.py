@@ -20,8 +20,8 @@ _STEADY = 20
 # Eight cgroups, in each hierarchy that they may need.
 _MOST_IN_STOCK = 8 * 5
 _MOST_PARKED = 8
-# Three pipes, an epoll, a socket and a pidfd.
-_DESCRIPTORS_PER_PARKED = 6
+# Two pipes, an epoll, a socket and a pidfd.
+_DESCRIPTORS_PER_PARKED = 5
 
 
 class Bystander:

@@ -76,7 +76,10 @@ async def test_500_silent_connections_starve_only_those_who_come_later() -> None
             # A tree that has to be killed, and an exit that has to be known.
             script = f"setsid sleep {mark} & sleep {mark} & read go; exit 7"
             spec = {"command": "sh", "args": ["-c", script], "stdin_mode": "pipe"}
-            killed, exits = [(await kept.json("POST", "/processes", spec))["pid"] for _ in range(2)]
+            # And some more, so that connections are not bounded before descriptors run out.
+            killed, exits, *more = [
+                (await kept.json("POST", "/processes", spec))["pid"] for _ in range(4)
+            ]
             await daemon.has_parked(_PARKED)  # Which takes descriptors.
             with ExitStack() as silent:
                 _silent_connections(url, _SILENT, silent)
@@ -90,7 +93,7 @@ async def test_500_silent_connections_starve_only_those_who_come_later() -> None
                 await bystander.work()
                 # What was parked is used up first.
                 sleep = {"command": "sleep", "args": [mark]}
-                last = [killed]
+                last = [killed, *more]
                 while "pid" in (answer := await kept.json("POST", "/processes", sleep)):
                     last.append(answer["pid"])
                     assert len(last) < _LIMIT
