@@ -27,7 +27,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from .plain import PlainExchange, understand
+from .plain import PlainExchange, is_part, understand
 from .protocol import Protocol
 
 _logger = logging.getLogger(__name__)
@@ -37,6 +37,13 @@ _READ_BYTES = 64 * 1024
 # For the rest of a head that has begun. Heads come in one piece, but for those
 # of clients that want to occupy us.
 _HEAD_SECONDS = 15.0
+
+# How long a client may take in nothing of a whole answer, such as one of many that
+# it has asked for and never reads. A stream is read as slowly as its reader likes.
+_STUCK_SECONDS = 30.0
+_PIECE_BYTES = 64 * 1024
+
+_WITHOUT_BODY = (b"HTTP/1.1 1", b"HTTP/1.1 204 ", b"HTTP/1.1 304 ")
 
 
 class Connection:
@@ -65,6 +72,8 @@ class Connection:
         # The head of an answer, until its body comes.
         self._held = b""
         self._is_head_due = False
+        # Of the answer that is being given; None if nobody knows yet.
+        self._body_bytes: int | None = 0
 
     async def serve(self) -> None:
         """Serve; returns when it has ended. Cancellation ends it, too."""
@@ -162,13 +171,15 @@ class Connection:
             self._held = b""
             if self._is_head_due:
                 self._is_head_due = event.data.startswith(b"HTTP/1.1 1")
-                if _has_body(event.data):
+                self._body_bytes = _body_bytes(event.data)
+                if self._body_bytes:
                     self._held = data
                     return
             if data:
-                await self._send(data)
+                await self._send(data, is_part(event.data, self._body_bytes))
         elif isinstance(event, Updated):
             self._is_head_due = not event.idle
+            self._body_bytes = 0
             self._be_idle(event.idle)
         elif isinstance(event, Closed):
             if self._held:  # A body that broke off before its first byte.
@@ -177,7 +188,7 @@ class Connection:
             await self._close()
             await self._end()
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes, is_of_stream: bool = False) -> None:
         sent = 0
         if not self._sending.locked():
             sent = self._send_now(data)
@@ -188,9 +199,19 @@ class Connection:
         with trio.CancelScope(shield=True):
             async with self._sending:
                 try:
-                    await self._stream.send_all(memoryview(data)[sent:])
+                    await self._send_slowly(
+                        memoryview(data)[sent:], float("inf") if is_of_stream else _STUCK_SECONDS
+                    )
+                except trio.TooSlowError:
+                    await trio.aclose_forcefully(self._stream)
+                    await self._end()
                 except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
                     await self._end()
+
+    async def _send_slowly(self, data: memoryview, stuck_seconds: float) -> None:
+        for begin in range(0, len(data), _PIECE_BYTES):
+            with trio.fail_after(stuck_seconds):
+                await self._stream.send_all(data[begin : begin + _PIECE_BYTES])
 
     def _send_now(self, data: bytes) -> int:
         try:
@@ -211,7 +232,9 @@ class Connection:
         await self._stream.aclose()
 
 
-def _has_body(head: bytes) -> bool:
-    """Whether a head says how long the body is that follows."""
+def _body_bytes(head: bytes) -> int | None:
+    """How long the body is that follows a head; None if that does not say."""
+    if head.startswith(_WITHOUT_BODY):
+        return 0
     _, name, rest = head.partition(b"\r\ncontent-length: ")
-    return bool(name) and not rest.startswith(b"0\r")
+    return int(rest.partition(b"\r\n")[0]) if name else None

@@ -136,13 +136,24 @@ def _understand_head(data: bytes) -> PlainHead | None:
 _remembered = lru_cache(_REMEMBERED_HEADS)(_understand_head)
 
 
+def is_part(data: bytes, body_bytes: int | None) -> bool:
+    """Whether a body comes in pieces, of which this is one.
+
+    Args:
+      data: the piece.
+      body_bytes: the length of the whole body, if that is known.
+    """
+    return body_bytes is None or 0 < len(data) < body_bytes
+
+
 class PlainExchange:
     """One plain request and its answer, as ASGI has them.
 
     Args:
       request: the request.
       config: hypercorn's; for the headers that every answer has.
-      send: sends bytes; does nothing once the client has left.
+      send: sends bytes, and whether they are of a stream; does nothing once the
+        client has left.
       wait_until_left: returns when the client has left.
 
     Attributes:
@@ -151,10 +162,10 @@ class PlainExchange:
     """
 
     __slots__ = (
+        "_body_bytes",
         "_config",
         "_has_received",
         "_head",
-        "_is_chunked",
         "_request",
         "_send_bytes",
         "_wait_until_left",
@@ -166,7 +177,7 @@ class PlainExchange:
         self,
         request: PlainRequest,
         config: Config,
-        send: Callable[[bytes], Awaitable[None]],
+        send: Callable[[bytes, bool], Awaitable[None]],
         wait_until_left: Callable[[], Awaitable[None]],
     ) -> None:
         self._request = request
@@ -174,7 +185,8 @@ class PlainExchange:
         self._send_bytes = send
         self._wait_until_left = wait_until_left
         self._has_received = False
-        self._is_chunked = False
+        # None for an answer in chunks.
+        self._body_bytes: int | None = 0
         # Of an answer of known length, until the first piece of the body comes.
         self._head = b""
         self.has_begun = False
@@ -215,27 +227,28 @@ class PlainExchange:
         """A part of the answer, its head first."""
         if message["type"] == "http.response.start":
             self._begin(message)
-            if self._is_chunked and not message.get("body_follows", False):
+            if self._body_bytes is None and not message.get("body_follows", False):
                 # Whoever follows a silent process wants to know that it does.
                 head, self._head = self._head, b""
-                await self._send_bytes(head)
+                await self._send_bytes(head, True)
         elif message["type"] == "http.response.body" and not self.is_complete:
             data = message.get("body", b"")
             more = message.get("more_body", False)
-            if self._is_chunked:
+            is_of_stream = is_part(data, self._body_bytes)
+            if self._body_bytes is None:
                 data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
                 if not more:
                     data += b"0\r\n\r\n"
             self.is_complete = not more
             if data or (self._head and not more):
                 data, self._head = self._head + data, b""
-                await self._send_bytes(data)
+                await self._send_bytes(data, is_of_stream)
 
     async def break_off(self) -> None:
         """Send what is left of an answer that will never be whole."""
         if self._head:
             head, self._head = self._head, b""
-            await self._send_bytes(head)
+            await self._send_bytes(head, False)
 
     async def fail(self, error: Exception) -> None:
         """Answer for an app that has raised an error instead."""
@@ -245,12 +258,12 @@ class PlainExchange:
     def _begin(self, message: HTTPResponseStartEvent) -> None:
         status = message["status"]
         lines = [b"HTTP/1.1 %d \r\n" % status]
-        self._is_chunked = status not in _NO_CONTENT
+        self._body_bytes = 0 if status in _NO_CONTENT else None
         for name, value in (*message.get("headers", ()), *self._config.response_headers("h11")):
             if name.lower() == b"content-length":
-                self._is_chunked = False
+                self._body_bytes = int(value)
             lines.append(b"%b: %b\r\n" % (name, value))
-        if self._is_chunked:
+        if self._body_bytes is None:
             lines.append(b"transfer-encoding: chunked\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)

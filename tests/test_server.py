@@ -12,7 +12,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -174,14 +174,18 @@ async def _reset(stream: trio.SocketStream) -> None:
     stream.socket.close()
 
 
-async def _open_follow(url: str, pid: int, *, receive_buffer: int | None = None) -> Connection:
-    """Ask for a process's output, read no more than the head of the answer."""
+async def _dial(url: str, receive_buffer: int | None = None) -> trio.SocketStream:
     host, _, port = url.removeprefix("http://").rpartition(":")
     sock = trio.socket.socket()
     if receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     await sock.connect((host, int(port)))
-    stream = trio.SocketStream(sock)
+    return trio.SocketStream(sock)
+
+
+async def _open_follow(url: str, pid: int, *, receive_buffer: int | None = None) -> Connection:
+    """Ask for a process's output, read no more than the head of the answer."""
+    stream = await _dial(url, receive_buffer)
     await stream.send_all(
         b"GET /api/v1/processes/%d/output/follow HTTP/1.1\r\nHost: localhost\r\n\r\n" % pid
     )
@@ -423,6 +427,35 @@ class TestSlowClients:
                 began = trio.current_time()
                 assert [data async for data in connection.stream] == []
             assert 119 <= trio.current_time() - began < 1000
+
+    @pytest.mark.parametrize("method", ["GET", "HEAD"])
+    @pytest.mark.parametrize("count", [1, 1000])
+    async def test_who_asks_again_and_again_and_never_reads_is_closed(
+        self, fast_clock: MockClock, daemon: Daemon, method: str, count: int
+    ) -> None:
+        request = f"{method} /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        async with await _dial(daemon.url, receive_buffer=4096) as stream:
+            with trio.fail_after(2000), suppress(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(request * count)
+
+    @pytest.mark.parametrize("connection", ["keep-alive", "close"])
+    @pytest.mark.parametrize("query", ["", "?follow=true"])
+    async def test_a_stream_may_be_read_slowly(
+        self, fast_clock: MockClock, daemon: Daemon, query: str, connection: str
+    ) -> None:
+        size = 8_000_000
+        process = await _start(daemon, f"head -c {size} /dev/zero; echo >&2; read go", stdin="pipe")
+        await anext(aiter(process.lines(stream="stderr")))
+        async with await _dial(daemon.url, receive_buffer=4096) as stream:
+            path = f"/api/v1/processes/{process.pid}/stdout/raw{query}"
+            head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\r\n"
+            await stream.send_all(head.encode())
+            await trio.sleep(200)
+            received = 0
+            with trio.fail_after(2000):
+                while received < size:
+                    received += (await stream.receive_some(1024 * 1024)).count(0)
 
 
 # --- stdin ----------------------------------------------------------------------
