@@ -111,7 +111,7 @@ class Connection:
 
     async def _answer_plain_requests(self) -> bytes:
         """Answer plain requests until others come, whose bytes are returned; none at the end."""
-        while data := self._ahead or bytes(await self._stream.receive_some(_READ_BYTES)):
+        while data := self._ahead or await self._receive():
             self._ahead = b""
             if (request := understand(data)) is None:
                 return data
@@ -157,7 +157,14 @@ class Connection:
             if self._is_idle and protocol.is_amid_head:
                 head_ends_at = trio.current_time() + _HEAD_SECONDS
                 self._reading.deadline = min(self._reading.deadline, head_ends_at)
-            data = bytes(await self._stream.receive_some(_READ_BYTES))
+            data = await self._receive()
+
+    async def _receive(self) -> bytes:
+        data = bytes(await self._stream.receive_some(_READ_BYTES))
+        # They may have come just as this was told to end. A request that is not
+        # begun can be sent again; one that is would find its reading cancelled.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return data
 
     def _be_idle(self, is_idle: bool) -> None:
         self._is_idle = is_idle
@@ -178,6 +185,9 @@ class Connection:
             if data:
                 await self._send(data, is_part(event.data, self._body_bytes))
         elif isinstance(event, Updated):
+            if not event.idle:
+                # As in `_receive`, of a request that came behind another.
+                await trio.lowlevel.checkpoint_if_cancelled()
             self._is_head_due = not event.idle
             self._body_bytes = 0
             self._be_idle(event.idle)

@@ -20,9 +20,13 @@ from uuid import uuid4
 
 import pytest
 import trio
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from api import Server, create_app
+from api.connection import Connection as HttpConnection
 from supervisor import OutputLimits, Process, Supervisor, SupervisorConfig
 
 from .afterlife import end_what_outlives
@@ -365,6 +369,35 @@ async def test_idle_connections_do_not_hold_up_the_daemon() -> None:
         assert await daemon.exited(_A_LITTLE) == 0
         assert await fresh.stream.receive_some(1) == b""
         assert await used.stream.receive_some(1) == b""
+
+
+@pytest.mark.parametrize("content_length", ["0", "1"])
+async def test_a_request_that_comes_as_its_connection_ends_is_not_begun(
+    content_length: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = []
+
+    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        requests.append(scope)
+
+    ours, theirs = trio.socket.socketpair()
+    stream = trio.SocketStream(theirs)
+    connection = HttpConnection(app, Config(), WorkerContext(None), stream)
+    receive_some = stream.receive_some
+
+    async def interrupted(max_bytes: int) -> bytes:
+        data = await receive_some(max_bytes)
+        connection.end_if_idle()
+        return data
+
+    monkeypatch.setattr(stream, "receive_some", interrupted)
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {content_length}\r\n\r\n"
+    async with trio.SocketStream(ours) as client:
+        await client.send_all(head.encode())
+        with trio.fail_after(PATIENCE_SECONDS):
+            await connection.serve()
+            assert [data async for data in client] == []
+    assert requests == []
 
 
 async def test_a_client_of_run_that_resets_ends_the_whole_tree(daemon: Daemon) -> None:
