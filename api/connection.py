@@ -116,7 +116,13 @@ class Connection:
             if (request := understand(data)) is None:
                 return data
             self._be_idle(False)
-            exchange = PlainExchange(request, self._config, self._send, self._wait_until_left)
+            exchange = PlainExchange(
+                request,
+                self._config,
+                self._context.terminated.is_set,
+                self._send,
+                self._wait_until_left,
+            )
             try:
                 scope = exchange.scope(self._client, self._server)
                 await self._app(scope, exchange.receive, exchange.send)

@@ -152,6 +152,7 @@ class PlainExchange:
     Args:
       request: the request.
       config: hypercorn's; for the headers that every answer has.
+      is_last: whether the connection is to end with the answer.
       send: sends bytes, and whether they are of a stream; does nothing once the
         client has left.
       wait_until_left: returns when the client has left.
@@ -166,6 +167,7 @@ class PlainExchange:
         "_config",
         "_has_received",
         "_head",
+        "_is_last",
         "_request",
         "_send_bytes",
         "_wait_until_left",
@@ -177,11 +179,13 @@ class PlainExchange:
         self,
         request: PlainRequest,
         config: Config,
+        is_last: Callable[[], bool],
         send: Callable[[bytes, bool], Awaitable[None]],
         wait_until_left: Callable[[], Awaitable[None]],
     ) -> None:
         self._request = request
         self._config = config
+        self._is_last = is_last
         self._send_bytes = send
         self._wait_until_left = wait_until_left
         self._has_received = False
@@ -265,6 +269,8 @@ class PlainExchange:
             lines.append(b"%b: %b\r\n" % (name, value))
         if self._body_bytes is None:
             lines.append(b"transfer-encoding: chunked\r\n")
+        if self._is_last():
+            lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)
         self.has_begun = True

@@ -9,11 +9,14 @@ without a body.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from urllib.parse import unquote, urlsplit
 
 import h11
 from hypercorn.events import Closed, Event
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 
 from .problems import HeadTooLarge, MalformedHttp, RequestError, answer
@@ -34,6 +37,13 @@ class Protocol(H11Protocol):
         except _Refused:
             await self._send_error_response(400)
             await self.send(Closed())
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """A part of the answer."""
+        if isinstance(event, Response) and self.context.terminated.is_set():
+            # The last one says so, where that is known in time (RFC 9112, section 9.6).
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
 
     async def _create_stream(self, request: h11.Request) -> None:
         # An `Upgrade` may be ignored (RFC 9110, section 7.8).

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -369,6 +370,31 @@ async def test_idle_connections_do_not_hold_up_the_daemon() -> None:
         assert await daemon.exited(_A_LITTLE) == 0
         assert await fresh.stream.receive_some(1) == b""
         assert await used.stream.receive_some(1) == b""
+
+
+@pytest.mark.parametrize("headers", [{}, {"te": "trailers"}])  # Both ways.
+async def test_the_last_answer_of_a_connection_says_so(
+    supervisor: Supervisor, headers: dict[str, str]
+) -> None:
+    server = Server(create_app(supervisor), "127.0.0.1:0", graceful_seconds=PATIENCE_SECONDS)
+    async with trio.open_nursery() as nursery:
+        (address,) = await nursery.start(server.serve)
+        async with await connect(f"http://{address}") as connection:
+            body = {"command": "sh", "args": ["-c", _POLITE, _unique()], "stdin_mode": "pipe"}
+            pid = (await connection.json("POST", "/processes", body, headers=headers))["pid"]
+            assert "connection" not in connection.headers
+            process = supervisor.by_pid(pid)
+            lines = aiter(process.lines())
+            await anext(lines)
+            async with trio.open_nursery() as asking:
+                path = f"/processes/{pid}?grace_ms=3600000"
+                asking.start_soon(partial(connection.request, "DELETE", path, headers=headers))
+                await anext(lines)  # It has been asked to end.
+                server.stop()
+                await wait_all_tasks_blocked()
+                await process.write_stdin(b"\n")
+            assert connection.status == 204
+            assert connection.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("content_length", ["0", "1"])
