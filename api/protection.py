@@ -14,7 +14,7 @@ import resource
 from contextlib import suppress
 from typing import NamedTuple
 
-from supervisor.descriptors import reserve_of
+from supervisor.descriptors import beyond_the_limit, reserve_of
 
 _logger = logging.getLogger(__name__)
 
@@ -50,9 +50,10 @@ class Inherited(NamedTuple):
           OSError: that is not permitted.
         """
         os.umask(int(self.umask, 8))
-        resource.setrlimit(resource.RLIMIT_NOFILE, self.descriptor_limits)
-        with open(_OOM_SCORE_ADJ, "w") as file:
+        # Before the limit: more may be open than that allows.
+        with beyond_the_limit(), open(_OOM_SCORE_ADJ, "w") as file:
             file.write(str(self.own_oom_score_adj))
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.descriptor_limits)
 
 
 def protect() -> Inherited:

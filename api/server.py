@@ -109,7 +109,7 @@ class Server:
             stack.callback(self._ended.set)
             listeners = self._sockets
             for sock in self._open():
-                stack.enter_context(sock)
+                stack.callback(self._close, sock)
                 sock.listen(self._config.backlog)
                 listeners.append(sock)
             if (path := self._socket_path) is not None:
@@ -143,12 +143,19 @@ class Server:
         Returns:
           a descriptor that is the caller's. Whoever connects waits in its queue.
         """
-        descriptor = os.dup(self._sockets[0].fileno())
+        # Not a copy of it: there may be no descriptor left for one.
+        descriptor = self._sockets[0].fileno()
         self._is_handed_over = True
         self.stop()
         with trio.move_on_after(patience_seconds):
             await self._ended.wait()
         return descriptor
+
+    def _close(self, sock: socket.socket) -> None:
+        if self._is_handed_over:
+            sock.detach()
+        else:
+            sock.close()
 
     def _remove(self, path: str, inode: int) -> None:
         if not self._is_handed_over:

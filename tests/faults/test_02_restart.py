@@ -6,7 +6,9 @@ it was. That a daemon which is killed loses nothing either is in `test_01_kill`.
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import signal
 import time
 from contextlib import suppress
@@ -93,6 +95,30 @@ async def test_a_signal_during_a_restart_drains_the_next_daemon(signum: int) -> 
         messages = [entry["message"] for entry in daemon.log]
         assert messages == ["serving", "restarting", "serving", "stopping", "stopped"]
         assert daemon.log[3]["running"] == 1
+
+
+@pytest.mark.parametrize("limit", ["reached", "raised"])
+async def test_a_restart_takes_no_descriptor(limit: str) -> None:
+    few_at_first = ("prlimit", "--nofile=64:4096")
+    async with serving("--parked-launchers", "0", under=few_at_first) as (daemon, url):
+        pid = daemon.process.pid
+        spec = {"command": "sleep", "args": ["1000"]}
+        async with await connect(url) as first:
+            for _ in range(20):  # Which takes more than 64.
+                assert (await first.json("POST", "/processes", spec))["status"] == "running"
+            # So that the connection that ends by the restart is none of the 64.
+            last = await connect(url)
+        async with last:
+            for _ in range(2):
+                assert (await last.json("POST", "/processes", spec))["status"] == "running"
+            if limit == "reached":
+                taken = set(map(int, os.listdir(f"/proc/{pid}/fd")))
+                lowest = min(set(range(4096)) - taken)
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, 4096))
+            await _restarted(daemon, 0)
+        async with await connect(url) as connection:
+            processes = (await connection.json("GET", "/processes"))["processes"]
+        assert [entry["status"] for entry in processes] == ["running"] * 22
 
 
 async def _restarted(daemon: Command, number: int) -> None:
