@@ -27,6 +27,7 @@ from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from typing import Literal
 
+from ..descriptors import beyond_the_limit
 from . import files
 from .events import CgroupEvents
 from .leaf import Controllers, Leaf
@@ -159,16 +160,14 @@ class CgroupTree:
         if not self._prefix:
             return []
         return [
-            entry.name
-            for entry in os.scandir(self._units)
-            if entry.is_dir()
-            and entry.name not in known
-            and not entry.name.startswith(self._prefix)
+            name
+            for name in _directories_in(self._units)
+            if name not in known and not name.startswith(self._prefix)
         ]
 
     async def sweep(self) -> None:
         """Kill and remove what dead supervisors have left beside this one."""
-        for name in os.listdir(self._base):
+        for name in _directories_in(self._base):
             directory = f"{self._base}/{name}"
             if name in (self._name, _DAEMON) or not name.startswith(_PREFIX):
                 continue
@@ -263,6 +262,17 @@ class CgroupTree:
             # Every leaf has a directory there; the others are made by the first that needs one.
             with suppress(FileExistsError):
                 os.mkdir(memory)
+
+
+def _directories_in(directory: str) -> list[str]:
+    """Their names, out of the reserve of descriptors if need be; logs if there is no telling."""
+    try:
+        with beyond_the_limit(), os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except OSError as error:
+        # What runs must not suffer for what has been left.
+        _logger.error("what is left in %s stays: %s", directory, error.strerror)
+        return []
 
 
 def _lock(directory: str, stack: ExitStack) -> int:

@@ -6,14 +6,19 @@ import errno
 import os
 import pwd
 import resource
+import secrets
+import signal
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import trio
 
 from supervisor import OutOfDescriptors, ProcessSpec, SupervisorConfig, open_supervisor
+from supervisor.cgroups import CgroupEvents, CgroupTree, units_name
+from supervisor.cgroups.mounts import find_own_cgroups
 
 from ..conftest import PATIENCE_SECONDS
 from ..injection import injecting
@@ -184,6 +189,27 @@ async def test_a_process_is_held_by_a_pidfd_or_not_at_all(
     finally:
         monkeypatch.undo()
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_what_earlier_supervisors_have_left_is_looked_for_out_of_the_reserve() -> None:
+    own = find_own_cgroups().unified
+    assert own is not None
+    name = secrets.token_hex(8)
+    stranger = Path(own, units_name(name), "stranger")
+    stranger.mkdir(parents=True)
+    process = await trio.lowlevel.open_process(["sleep", "1000"])
+    try:
+        Path(stranger, "cgroup.procs").write_text(str(process.pid))
+        with CgroupEvents() as events, CgroupTree(name, events) as tree:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(events.run)
+                with without_descriptors(), trio.fail_after(PATIENCE_SECONDS):
+                    await tree.sweep()
+                    await tree.kill_strangers(())
+                nursery.cancel_scope.cancel()
+        assert await process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
 
 
 async def test_many_starts_at_the_limit_are_done_or_have_not_happened() -> None:
