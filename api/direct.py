@@ -275,6 +275,8 @@ class Direct:
             # The server leaves the body of an answer to HEAD away.
             wanted = "GET" if scope["method"] == "HEAD" else scope["method"]
             path = scope["path"]
+            if path.startswith("//"):  # Of which Quart takes one.
+                path = "/" + path.lstrip("/")
             if handler := self._by_path.get((wanted, path)):
                 await self._serve(handler, (), Call(scope, receive, send))
                 return

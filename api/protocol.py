@@ -9,9 +9,9 @@ without a body.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import chain
-from urllib.parse import unquote, urlsplit
 
 import h11
 from hypercorn.events import Closed, Event
@@ -20,6 +20,8 @@ from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 
 from .problems import HeadTooLarge, MalformedHttp, RequestError, answer
+
+_ORIGIN = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
 
 
 class Protocol(H11Protocol):
@@ -50,7 +52,7 @@ class Protocol(H11Protocol):
         await super()._create_stream(
             h11.Request(
                 method=request.method,
-                target=request.target,
+                target=_without_origin(request.target),
                 headers=[header for header in request.headers if header[0] != b"upgrade"],
                 http_version=request.http_version,
             )
@@ -83,13 +85,14 @@ class _Refused(Exception):
 
 
 def _is_target(target: bytes) -> bool:
-    """Whether it is of one of the forms that servers get (RFC 9112, section 3.2).
+    """Whether it is of one of the forms that servers get (RFC 9112, section 3.2)."""
+    return target.startswith(b"/") or target == b"*" or _ORIGIN.match(target) is not None
 
-    Quart takes everything but a path for a URL, and fails where it is none.
-    """
-    if target.startswith(b"/") or target == b"*":
-        return True
-    try:
-        return urlsplit(unquote(target)).scheme in ("http", "https")
-    except ValueError:
-        return False
+
+def _without_origin(target: bytes) -> bytes:
+    """The path and the query. Whatever the origin is called, it is this one."""
+    match = _ORIGIN.match(target)
+    if match is None:
+        return target
+    rest = target[match.end() :]
+    return rest if rest.startswith(b"/") else b"/" + rest

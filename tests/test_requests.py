@@ -589,6 +589,27 @@ async def test_paths_are_not_made_similar(daemon: Daemon, path: str) -> None:
     assert b'"code":"ROUTE_NOT_FOUND"' in answer
 
 
+@pytest.mark.parametrize(
+    "before", ["http://localhost", "HTTPS://any.name:1", "http://[::1]:80/", "/", "//", "/%2F"]
+)
+async def test_every_path_may_be_spelled_so(daemon: Daemon, before: str) -> None:
+    process = await start(daemon, command="sleep", args=["1000"])
+    for path in ("/health", f"/processes/{process.pid}", f"/processes/{process.pid}/usage?x=http:"):
+        target = f"{before}/api/v1{path}"
+        for method in ("GET", "HEAD"):  # Plain, and not.
+            head = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            assert (await _raw(daemon, head.encode())).startswith(b"HTTP/1.1 200 "), target
+
+
+@pytest.mark.parametrize(
+    "target", ["http:", "http://", "http:///api/v1/health", "%68ttp://a/api/v1/health", "a/b", "@"]
+)
+async def test_what_is_no_target_is_refused(daemon: Daemon, target: str) -> None:
+    answer = await _raw(daemon, f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"code":"MALFORMED_HTTP"' in answer
+
+
 @pytest.mark.parametrize(("method", "path"), ONE)
 async def test_the_right_handle_is_taken(daemon: Daemon, method: str, path: str) -> None:
     process = await start(daemon, command="cat", stdin_mode="pipe")
