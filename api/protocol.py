@@ -61,6 +61,9 @@ class Protocol(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         if event.http_version not in (b"1.0", b"1.1") or not _is_target(event.target):
             raise _Refused
+        # hypercorn would take `get` for GET, which it is not (RFC 9110, section 9.1).
+        if event.method != event.method.upper():
+            raise _Refused
 
     async def _send_error_response(self, status_code: int) -> None:
         error: RequestError = MalformedHttp("this is no HTTP/1.1 request that the daemon takes")
@@ -81,7 +84,7 @@ class Protocol(H11Protocol):
 
 
 class _Refused(Exception):
-    """The request is of another version, such as the preface of HTTP/2, or for no path."""
+    """The request is of another version, such as the preface of HTTP/2, by no method, or for no path."""
 
 
 def _is_target(target: bytes) -> bool:

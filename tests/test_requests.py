@@ -709,6 +709,17 @@ async def test_another_method_is_405_with_what_is_allowed(daemon: Daemon, path: 
     assert daemon.supervisor.total == 1
 
 
+@pytest.mark.parametrize("method", ["get", "Get", "head", "post", "delete"])
+async def test_a_method_in_lower_case_is_another(daemon: Daemon, method: str) -> None:
+    process = await start(daemon, command="sleep", args=["1000"])
+    for path in ("/health", f"/processes/{process.pid}"):
+        head = f"{method} /api/v1{path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        answer = await _raw(daemon, head.encode())
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b'"code":"MALFORMED_HTTP"' in answer
+    assert process.status == "running"
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr", "output"])
 async def test_head_of_a_follow_returns_at_once(daemon: Daemon, stream: str) -> None:
     process = await start(daemon, command="cat", stdin_mode="pipe")
