@@ -77,7 +77,13 @@ async def serve(
                 listener=listener,
             )
             async with trio.open_nursery() as nursery:
-                addresses = await nursery.start(server.serve)
+                try:
+                    addresses = await nursery.start(server.serve)
+                except OSError:
+                    # What has been taken over need not end for want of an address.
+                    if settings.supervisor.survives:
+                        supervisor.detach()
+                    raise
                 _logger.info("serving", extra={"addresses": addresses, "version": VERSION})
                 _warn_of_missing_cgroups(supervisor)
                 # What is there by now stays: full collections need not walk it.

@@ -764,6 +764,23 @@ async def test_a_port_in_use_is_one_log_line_and_status_1() -> None:
     assert "in use" in entry["message"]
 
 
+async def test_a_port_in_use_ends_nothing_that_has_been_taken_over(tmp_path: Path) -> None:
+    state = ("--state-dir", str(tmp_path / "state"))
+    async with serving(*state) as (first, url):
+        async with await connect(url) as connection:
+            body = {"command": "sleep", "args": [_unique()]}
+            await connection.json("POST", "/processes", body)
+        first.process.kill()
+        await first.process.wait()
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            bind = ("--bind", f"127.0.0.1:{other.getsockname()[1]}")
+            async with command(*bind, *state) as refused:
+                assert await refused.exited() == 1
+                async with serving(*state) as (_, url), await connect(url) as connection:
+                    (record,) = (await connection.json("GET", "/processes"))["processes"]
+        assert record["status"] == "running"
+
+
 async def test_an_address_that_does_not_exist_is_one_log_line_and_status_1() -> None:
     # TEST-NET-1 (RFC 5737) is nobody's address.
     async with command("--bind", "192.0.2.1:0", "--insecure") as daemon:
