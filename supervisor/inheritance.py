@@ -41,6 +41,7 @@ _logger = logging.getLogger(__name__)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # The signal that ends a launcher with nobody to give it orders, or to read its answer.
 _NEVER_EXECUTED = signal.SIGRTMAX
+_MORE_DESCRIPTORS = "it takes a higher limit of open files (ulimit -n)"
 
 
 class Running(NamedTuple):
@@ -89,8 +90,10 @@ class Inheritance:
             asked of `survival`.
 
         Raises:
-          StateDirUnusable: an output cannot be read for now; all stays as it is.
+          StateDirUnusable: an output cannot be read for now, or there are too few
+            descriptors; what is alive stays as it is.
         """
+        host.parking.hold_back()
         found = found_in(self.recovered)
         self.recovered.entries.clear()  # Else it would all be held for as long as we live.
         try:
@@ -119,7 +122,14 @@ class Inheritance:
                     never_executed.append(item.began.kept)
                     continue
                 process.take_back(item, has_ended=item.ended is not None)
-                running.append(Running(process, self._launched(process, item, descriptors, host)))
+                try:
+                    launched = self._launched(process, item, descriptors, host)
+                except OSError as error:
+                    raise StateDirUnusable(
+                        f"process {item.handle} there cannot be taken over: {error.strerror}; "
+                        f"{_MORE_DESCRIPTORS}"
+                    ) from error
+                running.append(Running(process, launched))
             else:
                 if descriptors is not None:
                     _close(descriptors)
@@ -230,7 +240,7 @@ async def open_inheritance(directory: Path) -> AsyncIterator[Inheritance]:
                 _close(descriptors)
             raise StateDirUnusable(
                 f"of {len(keeper.withheld)} processes there the descriptors could not be had: "
-                "it takes a higher limit of open files (ulimit -n)"
+                + _MORE_DESCRIPTORS
             )
         recovered = await trio.to_thread.run_sync(read_journal, directory, boot_id)
         yield Inheritance(directory, boot_id, keeper, recovered)

@@ -130,10 +130,17 @@ class Parking:
         self._refill = trio.lowlevel.ParkingLot()
         self._quiet_at = -math.inf
         self._survival: Survival | None = None
+        self._is_held_back = False
+
+    def hold_back(self) -> None:
+        """Park nothing until `survive`: descriptors are for what is being taken over first."""
+        self._is_held_back = True
 
     def survive(self, survival: Survival) -> None:
         """From now on have the keeper know of what is parked: that is not to be in a start's way either."""
         self._survival = survival
+        self._is_held_back = False
+        self._refill.unpark_all()
 
     @property
     def has_some(self) -> bool:
@@ -178,7 +185,7 @@ class Parking:
             while True:
                 while self._unusable:
                     await self._dismiss(self._unusable.pop())
-                if len(self._parked) == self._size:
+                if self._is_held_back or len(self._parked) == self._size:
                     await self._refill.park()
                 elif len(self._parked) > self._size // 2 and trio.current_time() < self._quiet_at:
                     with trio.CancelScope(deadline=self._quiet_at):

@@ -27,6 +27,7 @@ from ..spilling import without_descriptors
 from ..test_server import Command, serving
 from ..wire import connect
 from .bystander import ended, open_descriptors, unharmed
+from .lives import lives
 
 _LIMIT = 128
 _SILENT = 500
@@ -34,6 +35,7 @@ _PARKED = 4
 _MEASURED_SECONDS = 0.5
 # An accept loop that spins takes all of a processor.
 _IDLE_SHARE = 0.25
+_TAKEN_OVER = 30
 
 
 def _limited(limit: int = _LIMIT) -> tuple[str, ...]:
@@ -210,6 +212,47 @@ async def test_what_earlier_supervisors_have_left_is_looked_for_out_of_the_reser
         assert await process.wait() == -signal.SIGKILL
     finally:
         process.kill()
+
+
+async def test_too_few_to_take_all_over_means_no_start_and_no_harm(tmp_path: Path) -> None:
+    nothing_parked = {"CRECHE_PARKED_LAUNCHERS": "0"}
+    async with lives(tmp_path / "state") as daemon:
+        await daemon.start(environment=nothing_parked)
+        started = [await daemon.launch("exec sleep 1000") for _ in range(_TAKEN_OVER)]
+        await daemon.kill()
+        # A pidfd and two pipes of each can be had, but not an epoll for them.
+        limit = first = 4 * _TAKEN_OVER + 28
+        command = await daemon.spawn(under=_limited(limit), environment=nothing_parked)
+        while not await _serves(command):
+            assert command.process.returncode == 1
+            # At last it is but a socket to serve on that cannot be had.
+            told = "(ulimit -n)" if limit == first else os.strerror(errno.EMFILE)
+            (complaint,) = command.complaints
+            assert told in complaint["message"]
+            limit += 2
+            command = await daemon.spawn(under=_limited(limit), environment=nothing_parked)
+        assert limit > first
+        await daemon.kill()
+        # What could be parked has to wait for it.
+        await daemon.start(under=_limited(limit))
+        await daemon.restart()  # With enough to be asked, too.
+        for record in started:
+            assert (await daemon.record(record["handle"]))["status"] == "running"
+
+
+async def _serves(daemon: Command) -> bool:
+    """Wait until it serves or has exited."""
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            await daemon.process.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        await daemon.logged("serving")
+        nursery.cancel_scope.cancel()
+        return True
+    return False
 
 
 async def test_many_starts_at_the_limit_are_done_or_have_not_happened() -> None:
