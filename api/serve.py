@@ -30,7 +30,7 @@ _SWITCH_SECONDS = 0.0005
 _COLLECTIONS_PER_FULL_ONE = 100
 # Before it executes itself anew. Most answers take a few ms; the others are streams.
 _ANSWERING_SECONDS = 0.3
-# One takes some eight. They are not to take up what little there is.
+# One takes some seven, while it is spawned. They are not to take up what little there is.
 _DESCRIPTORS_PER_PARKED_LAUNCHER = 32
 
 
