@@ -18,8 +18,9 @@ from .tables import Table
 
 _MANY = 5000
 _SOME = 1000
-# What one takes in Creche, and in sandbox-agent too.
-_DESCRIPTORS_EACH = 4
+# What one takes in Creche, and in sandbox-agent.
+_DESCRIPTORS_EACH = 3
+_DESCRIPTORS_OF_PEERS = 4
 _OTHER_DESCRIPTORS = 500
 _IDLE_SECONDS = 10.0
 _COMMAND = ("/bin/true",)
@@ -47,15 +48,17 @@ class Full(Struct, frozen=True):
 def live(setting: Setting) -> list[Table]:
     """Start, get and list with 0, 1,000 and 5,000 live processes, and what those cost."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_EACH
-    many = min(setting.scaled(_MANY, least=200), possible)
+    free = limit - _OTHER_DESCRIPTORS
+    wanted = setting.scaled(_MANY, least=200)
+    many = min(wanted, free // _DESCRIPTORS_EACH)
+    peers_many = min(wanted, free // _DESCRIPTORS_OF_PEERS)
     some = setting.scaled(_SOME, least=50)
     with ExitStack() as stack:
         command = stack.enter_context(sleeper())
         full = [_full(stack.enter_context(Creche().open()), command, n) for n in (0, some, many)]
         for peer in setting.peers:
-            full += [_full(stack.enter_context(peer.open()), command, n) for n in (0, many)]
-        crowded = [one for one in full if len(one.identities) == many]
+            full += [_full(stack.enter_context(peer.open()), command, n) for n in (0, peers_many)]
+        crowded = [one for one in full if len(one.identities) in (many, peers_many)]
         idle = _idle(crowded, max(3.0, _IDLE_SECONDS * setting.scale))
         contest = partial(_contest, stack, setting)
         return [

@@ -138,7 +138,7 @@ async def _begin(
                         survival.give_up(process)
         for_this = orders(null_unused_pipes=False)
         leaf = host.take_leaf(circumstances.limits)
-        return await give(await prepare(spec, leaf, host.launchers), for_this)
+        return await give(await prepare(spec, leaf, host.launchers, host.poller), for_this)
     except BaseException:
         if survival is not None:
             survival.give_up(process)

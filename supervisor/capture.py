@@ -4,16 +4,14 @@ Why one reader for both streams
 ===============================
 
 Two pipes have no common order, but one epoll has: its ready list is a queue,
-and a pipe joins it at the first write after it was last found empty (`man 7
-epoll`; fs/eventpoll.c). Two tasks that each wait for their own pipe lose that
-order, because Trio runs the tasks of one batch in random order: of `echo a;
-echo b >&2`, every second run would show `b` first. So both pipes sit in an
-epoll of their own, from before the process exists, and one task waits for that
-epoll and reads in the order of its queue.
+and a pipe joins it at a write (`man 7 epoll`; fs/eventpoll.c). Two tasks that
+each wait for their own pipe lose that order, because Trio runs the tasks of one
+batch in random order: of `echo a; echo b >&2`, every second run would show `b`
+first. So both pipes sit in the same epoll (`poller`), from before the process
+exists, and one task reads them in the order in which it is told of them.
 
-The epoll is level-triggered, and its queue is polled until it is empty before
-the task waits again. That drops the stale entries that level triggering leaves
-in it, which would otherwise keep an old order.
+It is told again of what it has been told of, so what is read keeps its place only
+until then: what comes to it behind the other pipe's is behind that.
 
 The leader's exit can be waited for in the same place, by its pidfd. So a process
 that is over soon, and has said little, needs one task for everything.
@@ -26,12 +24,14 @@ import select
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl
+from fcntl import F_GETPIPE_SZ, F_SETPIPE_SZ, fcntl, ioctl
+from termios import FIONREAD
 
 import trio
 
 from .chunk import Stream
 from .output import OutputLog
+from .poller import Poller
 from .spill import Take
 
 _READ_BYTES = 64 * 1024
@@ -58,9 +58,21 @@ class Capture:
     ends, close those, and let a task `run` into the log.
     """
 
-    __slots__ = ("_epoll", "_is_flood", "_log", "_move", "_pidfd", "_read_bytes", "_streams")
+    __slots__ = (
+        "_is_flood",
+        "_log",
+        "_move",
+        "_pidfd",
+        "_poller",
+        "_read_bytes",
+        "_ready",
+        "_rest",
+        "_streams",
+        "_waiting",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
         self._log: OutputLog | None = None
         self._move: Move | None = None
         self._is_flood = False
@@ -68,17 +80,19 @@ class Capture:
         self._streams: dict[int, Stream] = {}
         # Of a leader whose exit is waited for here.
         self._pidfd: int | None = None
-        self._epoll = select.epoll(select.EPOLL_CLOEXEC)
+        # What we have been told of and have not read since, in that order, and its events.
+        self._ready: dict[int, int] = {}
+        # What has been read since, and maybe not to its end.
+        self._rest: dict[int, int] = {}
+        self._waiting = trio.lowlevel.ParkingLot()
 
     def __enter__(self) -> Capture:
         return self
 
     def __exit__(self, *_: object) -> None:
         with ExitStack() as stack:
-            stack.callback(self._epoll.close)
             for descriptor in self._streams:
-                stack.callback(os.close, descriptor)
-            self._streams.clear()
+                stack.callback(self._close, descriptor)
 
     def open(self, stream: Stream) -> int:
         """Make a pipe for `stream` and return its write end, which the caller owns.
@@ -89,21 +103,33 @@ class Capture:
           OSError: no descriptors are left, or something else has run short.
         """
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
-        self._streams[read_end] = stream
+        # Only our end: O_NONBLOCK belongs to the open file description, and
+        # most programs do not expect it on the other.
+        os.set_blocking(read_end, False)
         try:
-            # Only our end: O_NONBLOCK belongs to the open file description, and
-            # most programs do not expect it on the other.
-            os.set_blocking(read_end, False)
-            self._epoll.register(read_end, select.EPOLLIN)
+            self.take_over(stream, read_end)
         except OSError:
             os.close(write_end)
             raise
         return write_end
 
     def take_over(self, stream: Stream, read_end: int) -> None:
-        """Read from a pipe that an earlier supervisor has made, too; it is owned here from now on."""
+        """Read from a pipe that an earlier supervisor has made, too; it is owned here from now on.
+
+        Raises:
+          OSError: something has run short; the pipe is closed.
+        """
+        try:
+            self._poller.add(read_end, self._note)
+        except OSError:
+            os.close(read_end)
+            raise
         self._streams[read_end] = stream
-        self._epoll.register(read_end, select.EPOLLIN)
+
+    def _note(self, descriptor: int, event: int) -> None:
+        self._ready[descriptor] = event
+        self._rest.pop(descriptor, None)
+        self._waiting.unpark_all()
 
     @property
     def is_over(self) -> bool:
@@ -130,17 +156,18 @@ class Capture:
         self._log = log
         self._move = move
         self._pidfd = pidfd
-        self._epoll.register(pidfd, select.EPOLLIN)
+        self._poller.add(pidfd, self._note)
         try:
             while self._pidfd is not None and log.is_settled:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
+                await self._wait()
                 self._read_turn()
         finally:
             self._forget_leader()
 
     def _forget_leader(self) -> None:
         if self._pidfd is not None:
-            self._epoll.unregister(self._pidfd)
+            self._poller.remove(self._pidfd)
+            self._forget(self._pidfd)
             self._pidfd = None
 
     async def run(self, log: OutputLog | None, move: Move | None = None) -> None:
@@ -158,14 +185,21 @@ class Capture:
                 await log.settle(self._read_flood if self._is_flood else None)
             if not self._streams:
                 return
-            await trio.lowlevel.wait_readable(self._epoll.fileno())
+            await self._wait()
             self._read_turn()
+
+    async def _wait(self) -> None:
+        """Wait until there is something to read."""
+        if self._ready or self._rest:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._waiting.park()
 
     def _read_turn(self) -> None:
         """Read what is there, up to a bound beyond which it is a flood."""
         left = _FLOOD_TURN_BYTES if self._is_flood else _TURN_BYTES
         while left > 0:
-            count = self._read_within(0, self._take)
+            count = self._read_ready()
             if not count:
                 self._is_flood = False
                 return
@@ -179,9 +213,11 @@ class Capture:
         writer can have left. Not much more, so that a writer that is still
         alive cannot keep this from ending.
         """
+        # Also what nobody could be told of yet, as many others have something.
+        self._rest |= dict.fromkeys(self._streams.keys() - self._ready.keys(), select.EPOLLIN)
         capacity = max((fcntl(fd, F_GETPIPE_SZ) for fd in self._streams), default=0)
         for _ in range(capacity // _READ_BYTES + 2):
-            if not self._read_within(0, self._take):
+            if not self._read_ready():
                 return
 
     def _take(self, stream: Stream, descriptor: int, max_bytes: int) -> int:
@@ -195,31 +231,38 @@ class Capture:
             self._log.append(stream, data, timestamp_ms)
         return len(data)
 
-    def _read_flood(self, take: Take) -> int:
-        """Let a thread take what there is, with a little patience."""
-        return self._read_within(_FLOOD_PATIENCE_SECONDS, take)
-
-    def _read_within(self, seconds: float, take: Take) -> int:
+    def _read_ready(self) -> int:
         """Read once from each pipe that has something, in order; returns how many bytes.
 
         Closes those that are at their end.
         """
         count = 0
-        while (
-            not count
-            and (self._streams or self._pidfd is not None)
-            and (events := self._epoll.poll(seconds))
-        ):
-            for descriptor, event in events:
+        while not count and (self._streams or self._pidfd is not None):
+            self._poller.poll()
+            if not (told := self._ready | self._rest):
+                break
+            for descriptor, event in told.items():
                 if descriptor == self._pidfd:
                     self._forget_leader()
-                # Without anything to read it is only hung up, which saves the read.
-                elif event & select.EPOLLIN and (
-                    taken := take(self._streams[descriptor], descriptor, self._read_bytes)
-                ):
-                    count += taken
-                else:
+                elif event & select.EPOLLIN and _is_filled(descriptor):
+                    count += self._take(self._streams[descriptor], descriptor, self._read_bytes)
+                    self._ready.pop(descriptor, None)
+                    self._rest[descriptor] = event
+                elif event & select.EPOLLHUP:
                     self._close(descriptor)
+                else:
+                    self._forget(descriptor)
+        return count
+
+    def _read_flood(self, take: Take) -> int:
+        """Let a thread take what there is, with a little patience."""
+        poll = select.poll()
+        for descriptor in self._streams:
+            poll.register(descriptor, select.POLLIN)
+        count = 0
+        for descriptor, event in poll.poll(_FLOOD_PATIENCE_SECONDS * 1000):
+            if event & select.POLLIN:
+                count += take(self._streams[descriptor], descriptor, self._read_bytes)
         return count
 
     def _become_flood(self) -> None:
@@ -231,6 +274,16 @@ class Capture:
                     fcntl(descriptor, F_SETPIPE_SZ, _FLOOD_PIPE_BYTES)
 
     def _close(self, descriptor: int) -> None:
-        self._epoll.unregister(descriptor)
+        self._poller.remove(descriptor)
+        self._forget(descriptor)
         del self._streams[descriptor]
         os.close(descriptor)
+
+    def _forget(self, descriptor: int) -> None:
+        self._ready.pop(descriptor, None)
+        self._rest.pop(descriptor, None)
+
+
+def _is_filled(pipe: int) -> bool:
+    """Whether there is something in it."""
+    return any(ioctl(pipe, FIONREAD, bytes(4)))

@@ -15,6 +15,7 @@ from .cgroups.mounts import OwnCgroups
 from .errors import LimitUnavailable
 from .launch import Launchers, resource_error
 from .oom import KernelLog
+from .poller import Poller
 from .prepared import Parking, PreparedLaunch
 from .reaper import Children, Reaper
 from .spec import Limits
@@ -76,15 +77,17 @@ class Host:
         self._stack = ExitStack()
         self._tree: CgroupTree | None = None
         self.children = Children()
+        self.poller = Poller()
         self._reaper: Reaper | None = None
         if subreaper:
             self._reaper = Reaper(self.children, units_name(name), sole_parent=sole_parent)
         self.launchers = Launchers(self.children)
-        self.parking = Parking(parked_launchers, self._fresh_leaf, self.launchers)
+        self.parking = Parking(parked_launchers, self._fresh_leaf, self.launchers, self.poller)
         self._no_cgroups_because: str | None = "they are switched off"
 
     def __enter__(self) -> Host:
         with ExitStack() as stack:
+            stack.enter_context(self.poller)
             stack.enter_context(self.launchers)
             if self._reaper is not None:
                 stack.enter_context(self._reaper)
@@ -151,8 +154,9 @@ class Host:
             self._tree.leave()
 
     async def run(self) -> None:
-        """The host's own task: orphans, events of cgroups, parking, what dead supervisors have left."""
+        """The host's own task: what is ready, orphans, events of cgroups, parking, what dead supervisors have left."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.poller.run)
             if self._reaper is not None:
                 nursery.start_soon(self._reaper.run)
             if self._tree is not None:

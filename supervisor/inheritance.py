@@ -183,7 +183,7 @@ class Inheritance:
         self, process: Process, found: Found, descriptors: dict[int, int], host: Host
     ) -> Launched:
         leader = TakenOver(found.began.pid, descriptors[PIDFD], host.children)
-        capture = Capture()
+        capture = Capture(host.poller)
         spec, stdin = process.spec, None
         # A parked launcher has them all.
         if (stdout := descriptors.pop(STDOUT, None)) is not None and spec.stdout_mode == "capture":

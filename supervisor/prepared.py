@@ -23,6 +23,7 @@ from .capture import Capture
 from .cgroups import CgroupLimits, Leaf
 from .errors import LaunchError
 from .launch import Launcher, Launchers, resource_error
+from .poller import Poller
 from .spec import ProcessSpec
 
 if TYPE_CHECKING:
@@ -67,12 +68,15 @@ class PreparedLaunch(NamedTuple):
             await self.launcher.dismiss()
 
 
-async def prepare(spec: ProcessSpec, leaf: Leaf | None, launchers: Launchers) -> PreparedLaunch:
+async def prepare(
+    spec: ProcessSpec, leaf: Leaf | None, launchers: Launchers, poller: Poller
+) -> PreparedLaunch:
     """Make the pipes that `spec` wants for its output, and spawn a launcher.
 
     Args:
       leaf: its cgroup, which is owned here from now on, also if this fails.
       launchers: where it comes from.
+      poller: tells when there is something in the pipes.
 
     Raises:
       LaunchError: nothing is left.
@@ -86,7 +90,7 @@ async def prepare(spec: ProcessSpec, leaf: Leaf | None, launchers: Launchers) ->
         if leaf is not None:
             ours.enter_context(leaf)
         try:
-            capture = ours.enter_context(Capture())
+            capture = ours.enter_context(Capture(poller))
             stdout_end = stderr_end = subprocess.DEVNULL
             if spec.stdout_mode == "capture":
                 stdout_end = childs(capture.open("stdout"))
@@ -117,14 +121,20 @@ class Parking:
       size: how many are kept; 0 for none.
       take_leaf: where their cgroups come from.
       launchers: where they themselves do.
+      poller: tells when there is something in their pipes.
     """
 
     def __init__(
-        self, size: int, take_leaf: Callable[[], Leaf | None], launchers: Launchers
+        self,
+        size: int,
+        take_leaf: Callable[[], Leaf | None],
+        launchers: Launchers,
+        poller: Poller,
     ) -> None:
         self._size = size
         self._take_leaf = take_leaf
         self._launchers = launchers
+        self._poller = poller
         self._parked: deque[_Parked] = deque()
         self._unusable: list[PreparedLaunch] = []
         self._refill = trio.lowlevel.ParkingLot()
@@ -199,7 +209,9 @@ class Parking:
     async def _park(self) -> bool:
         """Park one more; whether that could be done."""
         try:
-            prepared = await prepare(_EVERY_STREAM, self._take_leaf(), self._launchers)
+            prepared = await prepare(
+                _EVERY_STREAM, self._take_leaf(), self._launchers, self._poller
+            )
             if self._survival is not None:
                 prepared = prepared._replace(kept=self._survival.park(prepared))
             directory = _directory(f"/proc/{prepared.launcher.leader.pid}/cwd")

@@ -291,8 +291,9 @@ async def test_a_pipe_that_cannot_be_waited_for_is_closed_again() -> None:
 _NO_ROOM = """
 import os
 from supervisor.capture import Capture
+from supervisor.poller import Poller
 before = os.listdir("/proc/self/fd")
-with Capture() as capture:
+with Poller() as poller, Capture(poller) as capture:
     try:
         capture.open("stdout")
     except OSError as error:
