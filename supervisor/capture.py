@@ -32,7 +32,7 @@ import trio
 from .chunk import Stream
 from .output import OutputLog
 from .poller import Poller
-from .spill import Take
+from .spill_file import Take
 
 _READ_BYTES = 64 * 1024
 # After so much, other tasks and the log have their turn.

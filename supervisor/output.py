@@ -46,7 +46,8 @@ from .frames import size_of
 from .launch import resource_error
 from .readership import Readership
 from .spec import OutputPolicy
-from .spill import SHORTAGES, Place, Poured, Source, Spill, SpillFile
+from .spill import SHORTAGES, Place, Spill
+from .spill_file import Poured, Source, SpillFile
 from .store import OutputStore
 from .tail import Tail
 from .window import Window

@@ -22,11 +22,11 @@ from supervisor import (
     OutputStore,
     Stream,
     output,
-    spill,
+    spill_file,
 )
 from supervisor.chunk import STREAMS
 from supervisor.cursor import Cursor
-from supervisor.spill import Take
+from supervisor.spill_file import Take
 
 from .pipes import pipe_with
 
@@ -158,7 +158,7 @@ class LogModel(RuleBasedStateMachine):
                 return take(stream, pipe, 65536)
 
         writes = 0
-        write_all = spill._write_all
+        write_all = spill_file._write_all
 
         def failing(descriptor: int, buffers: list[bytes], at: int) -> int:
             nonlocal writes
@@ -169,7 +169,7 @@ class LogModel(RuleBasedStateMachine):
             return write_all(descriptor, buffers, at)
 
         with (
-            mock.patch.object(spill, "_write_all", failing),
+            mock.patch.object(spill_file, "_write_all", failing),
             mock.patch.object(output, "_RETRY_BYTES", 1500),
         ):
             trio.run(self.log.settle, source)

@@ -21,10 +21,10 @@ from supervisor import (
     Supervisor,
     SupervisorConfig,
     open_supervisor,
-    spill,
+    spill_file,
 )
 from supervisor.chunk import STREAMS
-from supervisor.spill import Take
+from supervisor.spill_file import Take
 
 from .conftest import PATIENCE_SECONDS, Daemon
 from .pipes import pipe_with
@@ -340,14 +340,14 @@ async def test_iterating_lines_reads_the_disk_in_large_pieces(
 ) -> None:
     size = 5 * 10**6
     process = await ended_process(supervisor, numbered_script(size))
-    read = spill._read
+    read = spill_file.read
     reads: list[int] = []
 
     def counting(path: Path, begin: int, wanted: int) -> Any:
         reads.append(wanted)
         return read(path, begin, wanted)
 
-    monkeypatch.setattr(spill, "_read", counting)
+    monkeypatch.setattr(spill_file, "read", counting)
     lines = [item.text async for item in process.lines() if isinstance(item, Line)]
     assert len(lines) == size // LINE_BYTES
     assert size / len(reads) > 32 * 1024
@@ -431,7 +431,7 @@ async def _read_while_writing(
 ) -> None:
     log.append("stdout", bytes(2000), 0)
     await log.settle()
-    write_all = spill._write_all
+    write_all = spill_file._write_all
 
     async def read() -> None:
         for file in files_of(state_dir):
@@ -443,7 +443,7 @@ async def _read_while_writing(
         return write_all(descriptor, buffers, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(spill, "_write_all", writing)
+        patch.setattr(spill_file, "_write_all", writing)
         log.append("stdout", bytes(2000), 1)
         await log.settle()
     assert len(await log.read_all("stdout")) == log.kept_bytes

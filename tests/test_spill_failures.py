@@ -21,7 +21,7 @@ from supervisor import (
     Supervisor,
     SupervisorConfig,
     open_supervisor,
-    spill,
+    spill_file,
 )
 from supervisor.frames import SIZE
 
@@ -245,7 +245,7 @@ class TestReadOnly:
 async def test_a_failure_half_way_through_a_write_leaves_no_trace(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_all = spill._write_all
+    write_all = spill_file._write_all
     writes = 0
 
     def failing(descriptor: int, buffers: list[bytes], at: int) -> int:
@@ -256,7 +256,7 @@ async def test_a_failure_half_way_through_a_write_leaves_no_trace(
             raise OSError(5, "injected")
         return write_all(descriptor, buffers, at)
 
-    monkeypatch.setattr(spill, "_write_all", failing)
+    monkeypatch.setattr(spill_file, "_write_all", failing)
     process = await ended_process(supervisor, numbered_script(20 * 10**6))
     assert writes > 3
     assert process.record.output_spill_error == "injected"
@@ -424,7 +424,7 @@ async def _raw_until_broken(url: str, pid: int) -> bytes:
 async def test_a_disk_that_takes_its_time_holds_up_only_who_writes_to_it(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_all = spill._write_all
+    write_all = spill_file._write_all
     size = 10**7
     begun = trio.Event()
     served = threading.Event()
@@ -436,7 +436,7 @@ async def test_a_disk_that_takes_its_time_holds_up_only_who_writes_to_it(
         in_time.append(served.wait(PATIENCE_SECONDS))
         return write_all(descriptor, buffers, at)
 
-    monkeypatch.setattr(spill, "_write_all", slow)
+    monkeypatch.setattr(spill_file, "_write_all", slow)
     process = await daemon.supervisor.start(shell_spec(numbered_script(size)))
     await begun.wait()
     async with await connect(daemon.url) as connection:
