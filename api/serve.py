@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from supervisor import StateDirUnusable, Supervisor, open_supervisor
+from supervisor import LaunchError, StateDirUnusable, Supervisor, open_supervisor
 
 from .app import create_app
 from .logs import configure_logging
@@ -187,6 +187,9 @@ def main() -> int:
             "%s; give another --state-dir, or an empty one to keep all in memory",
             errors.exceptions[0],
         )
+        status = 1
+    except* LaunchError as errors:
+        _logger.error("cannot start: %s", errors.exceptions[0])
         status = 1
     except* OSError as errors:
         _logger.error("cannot serve on %s: %s", settings.bind, errors.exceptions[0])

@@ -14,10 +14,11 @@ from .accounts import Account
 from .environment import Environment
 from .errors import KilledBeforeExec
 from .host import Host
-from .launch import orders_for, resource_error
+from .launch import orders_for
 from .life import Launched, Life
 from .prepared import PreparedLaunch, prepare
 from .process import Process
+from .shortages import resource_error
 from .spec import Limits
 from .stdin import Stdin, open_stdin
 from .survival import Survival

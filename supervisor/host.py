@@ -13,11 +13,12 @@ from msgspec import Struct
 from .cgroups import CgroupEvents, CgroupLimits, CgroupTree, Leaf, NoCgroups, units_name
 from .cgroups.mounts import OwnCgroups
 from .errors import LimitUnavailable
-from .launch import Launchers, resource_error
+from .launch import Launchers
 from .oom import KernelLog
 from .poller import Poller
 from .prepared import Parking, PreparedLaunch
 from .reaper import Children, Reaper
+from .shortages import resource_error
 from .spec import Limits
 
 _NO_LIMITS = CgroupLimits()

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from .accounts import LOGIN_VARIABLES, Account, Accounts
 from .environment import BaseEnvironment, Environment
-from .launch import resource_error
 from .session import MARK_NAME
+from .shortages import resource_error
 from .spec import ProcessSpec, User
 
 # One for each account that is in use.

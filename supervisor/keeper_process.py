@@ -18,7 +18,7 @@ from pathlib import Path
 import trio
 
 from .errors import LaunchError, OutOfProcesses, StateDirUnusable
-from .launch import resource_error
+from .shortages import resource_error
 
 _logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ import platform
 import signal
 import socket
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
@@ -36,8 +36,6 @@ from .errors import (
     LaunchError,
     LimitNotPermitted,
     NotExecutable,
-    OutOfDescriptors,
-    OutOfMemory,
     OutOfProcesses,
     PermissionDenied,
     UserNotPermitted,
@@ -47,6 +45,7 @@ from .errors import (
 from .leader import Leader, take_from_trio
 from .orders import ANSWER_SIZE, Credentials, Failure, Orders, Stage, decode_answer, encode
 from .reaper import Children
+from .shortages import SHORTAGES, resource_error
 from .spec import ProcessSpec
 
 # Popen holds the interpreter's lock from its vfork until the launcher is executed, so
@@ -175,16 +174,20 @@ class Launchers:
     def __init__(self, children: Children) -> None:
         self._children = children
         self._program = self.null = -1
+        self._stack = ExitStack()
         self._turns = trio.Semaphore(_AT_A_TIME)
 
     def __enter__(self) -> Launchers:
-        self._program = os.open(_LAUNCHER, os.O_PATH | os.O_CLOEXEC)
-        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        with ExitStack() as stack:
+            self._program = os.open(_LAUNCHER, os.O_PATH | os.O_CLOEXEC)
+            stack.callback(os.close, self._program)
+            self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, self.null)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._program)
-        os.close(self.null)
+        self._stack.close()
 
     async def spawn(self, *, cgroups: tuple[str, ...], stdout: int, stderr: int) -> Launcher:
         """Spawn one in a session of its own.
@@ -299,24 +302,11 @@ async def _receive_answer(connection: socket.socket) -> Failure | None:
             return decode_answer(answer)
 
 
-def resource_error(error: OSError) -> LaunchError:
-    """What running short of something means, for whatever was to be made for a start."""
-    match error.errno:
-        case errno.EAGAIN:
-            return OutOfProcesses("no more processes can be started: limit reached")
-        case errno.EMFILE | errno.ENFILE | errno.ETOOMANYREFS:
-            return OutOfDescriptors("no more file descriptors can be opened: limit reached")
-        case errno.ENOMEM:
-            return OutOfMemory("the kernel has no memory for another process")
-        case _:
-            return LaunchError(f"the process could not be started: {error}")
-
-
 def _launch_error(failure: Failure, spec: ProcessSpec) -> LaunchError:
     stage, number = failure
     command = spec.command
     reason = os.strerror(number)
-    if number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+    if number in SHORTAGES:
         return resource_error(OSError(number, reason))
     match stage, number:
         case Stage.DIRECTORY, errno.EACCES:

@@ -19,6 +19,8 @@ import re
 
 import trio
 
+from .shortages import SHORTAGES
+
 _VICTIM = re.compile(rb"^[0-9]+,[0-9]+,([0-9]+),.*?Killed process ([0-9]+) \(")
 # PROC_PID_INIT_INO of the kernel: the namespace whose pids the log uses.
 _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
@@ -42,8 +44,10 @@ class KernelLog:
                 flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
                 self._descriptor = os.open("/dev/kmsg", flags)
                 os.lseek(self._descriptor, 0, os.SEEK_SET if from_its_beginning else os.SEEK_END)
-        except OSError:
-            pass  # It can be read by privileged programs only.
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
+            # It can be read by privileged programs only.
 
     def __enter__(self) -> KernelLog:
         return self

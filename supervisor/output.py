@@ -43,10 +43,10 @@ import trio
 from .chunk import STREAMS, Chunk, Counts, Offsets, Stream
 from .cursor import Cursor
 from .frames import size_of
-from .launch import resource_error
 from .readership import Readership
+from .shortages import SHORTAGES, resource_error
 from .spec import OutputPolicy
-from .spill import SHORTAGES, Place, Spill
+from .spill import Place, Spill
 from .spill_file import Poured, Source, SpillFile
 from .store import OutputStore
 from .tail import Tail

@@ -22,8 +22,9 @@ import trio
 from .capture import Capture
 from .cgroups import CgroupLimits, Leaf
 from .errors import LaunchError
-from .launch import Launcher, Launchers, resource_error
+from .launch import Launcher, Launchers
 from .poller import Poller
+from .shortages import resource_error
 from .spec import ProcessSpec
 
 if TYPE_CHECKING:

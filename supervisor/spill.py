@@ -32,13 +32,12 @@ import trio
 from . import spill_file
 from .chunk import Chunk, Counts, Stream
 from .frames import Mark, decode_frames, size_of
+from .shortages import SHORTAGES
 from .spill_file import Poured, Source, SpillFile
 from .threads import in_thread
 
 _logger = logging.getLogger(__name__)
 
-# That pass, so they cost no output.
-SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Less is not worth the way to a thread.
 _READ_AT_LEAST = 64 * 1024
 

@@ -25,6 +25,7 @@ from .output import OutputLog
 from .process import Process, now_ms
 from .record import RunResult
 from .registry import Registry
+from .shortages import SHORTAGES, resource_error
 from .spec import ProcessSpec, StdinMode
 from .store import OutputStore
 from .survival import Survival, open_survival
@@ -357,6 +358,7 @@ async def open_supervisor(
 
     Raises:
       StateDirUnusable: the state directory cannot be used.
+      LaunchError: something has run short, such as descriptors; or no keeper can be started.
       RuntimeError: a subreaper was asked for outside the main thread.
     """
     failure: BaseException | None = None
@@ -370,17 +372,22 @@ async def open_supervisor(
                 raise StateDirUnusable("processes can only survive in a state directory")
             inheritance = await stack.enter_async_context(open_inheritance(config.state_dir))
         name = secrets.token_hex(8) if inheritance is None else inheritance.name
-        host = stack.enter_context(
-            Host(
-                name,
-                use_cgroups=config.use_cgroups,
-                parked_launchers=config.parked_launchers,
-                subreaper=config.subreaper,
-                sole_parent=config.sole_parent,
-                lock=None if inheritance is None else inheritance.lock,
-                found_in=None if inheritance is None else inheritance.cgroups,
+        try:
+            host = stack.enter_context(
+                Host(
+                    name,
+                    use_cgroups=config.use_cgroups,
+                    parked_launchers=config.parked_launchers,
+                    subreaper=config.subreaper,
+                    sole_parent=config.sole_parent,
+                    lock=None if inheritance is None else inheritance.lock,
+                    found_in=None if inheritance is None else inheritance.cgroups,
+                )
             )
-        )
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise resource_error(error) from error
+            raise
         registry = Registry(config.retention)
         survival = None
         if inheritance is not None:

@@ -183,15 +183,19 @@ async def check_kept(process: Process, *, follow: bool = True) -> None:
 
 
 @contextmanager
-def without_descriptors() -> Iterator[None]:
-    """Nothing can be opened within this block."""
+def without_descriptors(spare: int = 0) -> Iterator[None]:
+    """No more than `spare` descriptors can be opened within this block."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + spare, hard)
+    )
     try:
         with suppress(OSError):
             while True:
                 taken.append(os.dup(0))
+        for _ in range(spare):
+            os.close(taken.pop())
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

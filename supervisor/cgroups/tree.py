@@ -28,6 +28,7 @@ from contextlib import ExitStack, suppress
 from typing import Literal
 
 from ..descriptors import beyond_the_limit
+from ..shortages import SHORTAGES
 from . import files
 from .events import CgroupEvents
 from .leaf import Controllers, Leaf
@@ -65,6 +66,7 @@ class CgroupTree:
 
     Raises:
       NoCgroups: the kernel, the mounts or the permissions do not allow it.
+      OSError: something has run short.
 
     Attributes:
       own: where this supervisor was started, or the one before it.
@@ -110,6 +112,8 @@ class CgroupTree:
                 if "memory" not in self.controllers and "memory" in own.by_controller:
                     self._make_version1_parents(own.by_controller, stack)
             except OSError as error:
+                if error.errno in SHORTAGES:
+                    raise
                 raise NoCgroups(f"{error.filename}: {error.strerror}") from error
             self._stack = stack.pop_all()
 
@@ -215,6 +219,8 @@ class CgroupTree:
             try:
                 self._enable(controller)
             except OSError as error:
+                if error.errno in SHORTAGES:
+                    raise
                 _logger.info("no %s controller: %s", controller, error)
             else:
                 enabled.add(controller)

@@ -214,24 +214,51 @@ async def test_what_earlier_supervisors_have_left_is_looked_for_out_of_the_reser
         process.kill()
 
 
+async def test_a_supervisor_has_all_that_the_host_gives_or_is_not_there() -> None:
+    config = SupervisorConfig(parked_launchers=0)
+    async with open_supervisor(config) as supervisor:
+        capabilities = supervisor.capabilities
+    before = set(os.listdir("/proc/self/fd"))
+    refused = 0
+    for spare in range(64):
+        with without_descriptors(spare):
+            try:
+                async with open_supervisor(config) as supervisor:
+                    assert supervisor.capabilities == capabilities, spare
+                break
+            except OutOfDescriptors:
+                refused += 1
+        assert set(os.listdir("/proc/self/fd")) <= before
+    else:
+        pytest.fail("it was refused, however many there were")
+    assert refused > 5
+
+
 async def test_too_few_to_take_all_over_means_no_start_and_no_harm(tmp_path: Path) -> None:
     nothing_parked = {"CRECHE_PARKED_LAUNCHERS": "0"}
     async with lives(tmp_path / "state") as daemon:
         await daemon.start(environment=nothing_parked)
         started = [await daemon.launch("exec sleep 1000") for _ in range(_TAKEN_OVER)]
+        capabilities = (await daemon.json("GET", "/info"))["capabilities"]
         await daemon.kill()
         # A pidfd and two pipes of each can be had, but for the last.
         limit = first = 3 * _TAKEN_OVER + 26
         command = await daemon.spawn(under=_limited(limit), environment=nothing_parked)
         while not await _serves(command):
             assert command.process.returncode == 1
-            # At last it is but a socket to serve on that cannot be had.
-            told = "(ulimit -n)" if limit == first else os.strerror(errno.EMFILE)
-            complaint = command.complaints[-1]
-            assert told in complaint["message"]
-            limit += 2
+            message = command.complaints[-1]["message"]
+            if "(ulimit -n)" not in message:
+                # Then what the host gives, and at last a socket to serve on.
+                assert limit > first
+                told = ("cannot start: no more file descriptors", os.strerror(errno.EMFILE))
+                assert any(text in message for text in told)
+            limit += 1
             command = await daemon.spawn(under=_limited(limit), environment=nothing_parked)
-        assert limit > first
+        assert limit > first + 1
+        await daemon.kill()
+        # With a few to be asked: nothing is done without for want of descriptors.
+        await daemon.start(under=_limited(limit + 3), environment=nothing_parked)
+        assert (await daemon.json("GET", "/info"))["capabilities"] == capabilities
         await daemon.kill()
         # What could be parked has to wait for it.
         await daemon.start(under=_limited(limit))
