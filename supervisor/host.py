@@ -155,9 +155,8 @@ class Host:
             self._tree.leave()
 
     async def run(self) -> None:
-        """The host's own task: what is ready, orphans, events of cgroups, parking, what dead supervisors have left."""
+        """The host's own task, beside the poller's: orphans, events of cgroups, parking, what dead supervisors have left."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.poller.run)
             if self._reaper is not None:
                 nursery.start_soon(self._reaper.run)
             if self._tree is not None:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 
@@ -395,7 +395,9 @@ async def open_supervisor(
             survival = await stack.enter_async_context(
                 open_survival(inheritance, registry.find, host.lock, host.own_cgroups)
             )
-        await stack.enter_async_context(_running(host))
+        # Around all else: by it the processes' own tasks see their ends, also if the host fails.
+        await stack.enter_async_context(_running(host.poller.run))
+        await stack.enter_async_context(_running(host.run))
         async with trio.open_nursery() as nursery:
             supervisor = Supervisor(nursery, host, store, registry, survival, name, config)
             nursery.start_soon(registry.expire)
@@ -419,17 +421,17 @@ async def open_supervisor(
 
 
 @asynccontextmanager
-async def _running(host: Host) -> AsyncIterator[None]:
-    """The host's own task runs within this block: also while what was interrupted comes to its end there."""
+async def _running(run: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """This task runs within the block: also while what was interrupted comes to its end there."""
     scope = trio.CancelScope(shield=True)
 
-    async def run() -> None:
+    async def shielded() -> None:
         with scope:
-            await host.run()
+            await run()
 
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
+        nursery.start_soon(shielded)
         try:
             yield
         except BaseException as error:

@@ -24,6 +24,7 @@ from supervisor import (
     SupervisorConfig,
     open_supervisor,
 )
+from supervisor.cgroups import CgroupEvents
 
 from .conftest import PATIENCE_SECONDS
 from .kernel import children, running_with
@@ -72,6 +73,34 @@ async def test_a_cancelled_block_leaves_nothing() -> None:
     assert scope.cancelled_caught
     assert process.signal == 9
     assert running_with(unique) == set()
+
+
+async def test_what_fails_in_the_hosts_own_task_ends_all_and_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unique = f"30.{uuid4().int % 10**9}"
+    failing = trio.Event()
+
+    async def run(_: CgroupEvents) -> None:
+        await failing.wait()
+        raise RuntimeError("of the host")
+
+    monkeypatch.setattr(CgroupEvents, "run", run)
+    started: list[Process] = []
+
+    async def live() -> None:
+        async with open_supervisor(SupervisorConfig(grace_seconds=0.1)) as supervisor:
+            started.append(await supervisor.start(_tree(unique)))
+            assert await first_line(started[-1]) == "ready"
+            failing.set()
+            await trio.sleep_forever()
+
+    with trio.fail_after(PATIENCE_SECONDS), pytest.raises(ExceptionGroup) as failure:
+        await live()
+    assert failure.group_contains(RuntimeError, match="of the host")
+    assert [process.signal for process in started] == [9]
+    assert running_with(unique) == set()
+    assert children() == set()
 
 
 async def test_what_the_block_raises_comes_out_as_it_is() -> None:
