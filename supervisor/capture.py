@@ -1,4 +1,4 @@
-"""The read ends of one process's output pipes, read in the order in which the kernel filled them.
+"""The read ends of one process's output pipes, read in the order in which they were filled.
 
 Why one reader for both streams
 ===============================
@@ -8,10 +8,11 @@ and a pipe joins it at a write (`man 7 epoll`; fs/eventpoll.c). Two tasks that
 each wait for their own pipe lose that order, because Trio runs the tasks of one
 batch in random order: of `echo a; echo b >&2`, every second run would show `b`
 first. So both pipes sit in the same epoll (`poller`), from before the process
-exists, and one task reads them in the order in which it is told of them.
+exists, and are read in the order in which we are told of them. That is exact for
+who writes less than a read takes at a time; a flood is read from each in turn.
 
-It is told again of what it has been told of, so what is read keeps its place only
-until then: what comes to it behind the other pipe's is behind that.
+What has been read has lost its place: what comes to it behind the other pipe's is
+read behind that.
 
 The leader's exit can be waited for in the same place, by its pidfd. So a process
 that is over soon, and has said little, needs one task for everything.
@@ -59,6 +60,7 @@ class Capture:
     """
 
     __slots__ = (
+        "_failure",
         "_is_flood",
         "_log",
         "_move",
@@ -82,9 +84,10 @@ class Capture:
         self._pidfd: int | None = None
         # What we have been told of and have not read since, in that order, and its events.
         self._ready: dict[int, int] = {}
-        # What has been read since, and maybe not to its end.
+        # What may have more all the same, such as what has been read since.
         self._rest: dict[int, int] = {}
         self._waiting = trio.lowlevel.ParkingLot()
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Capture:
         return self
@@ -129,7 +132,22 @@ class Capture:
     def _note(self, descriptor: int, event: int) -> None:
         self._ready[descriptor] = event
         self._rest.pop(descriptor, None)
-        self._waiting.unpark_all()
+        if self._waiting and not self._has_read_all(descriptor, event):
+            self._waiting.unpark_all()
+
+    def _has_read_all(self, descriptor: int, event: int) -> bool:
+        """Read for a task that waits, and is not woken if that was all; most output is a line at a time."""
+        if self._log is None or event != select.EPOLLIN or descriptor == self._pidfd:
+            return False
+        try:
+            self._read(descriptor, event)
+            if _is_filled(descriptor) or not self._log.is_settled:
+                return False
+        except Exception as error:
+            self._failure = error  # Met by the task.
+            return False
+        self._forget(descriptor)
+        return True
 
     @property
     def is_over(self) -> bool:
@@ -182,11 +200,22 @@ class Capture:
         self._move = move
         while True:
             if log is not None and not log.is_settled:
-                await log.settle(self._read_flood if self._is_flood else None)
+                await self._settle(log)
             if not self._streams:
                 return
             await self._wait()
             self._read_turn()
+
+    async def _settle(self, log: OutputLog) -> None:
+        # What comes meanwhile would wake us for nothing, and take the interpreter from the
+        # thread that reads it.
+        for descriptor in self._streams:
+            self._poller.mute(descriptor)
+        try:
+            await log.settle(self._read_flood if self._is_flood else None)
+        finally:
+            for descriptor in self._streams:
+                self._poller.unmute(descriptor)
 
     async def _wait(self) -> None:
         """Wait until there is something to read."""
@@ -194,6 +223,9 @@ class Capture:
             await trio.lowlevel.checkpoint()
         else:
             await self._waiting.park()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _read_turn(self) -> None:
         """Read what is there, up to a bound beyond which it is a flood."""
@@ -214,7 +246,9 @@ class Capture:
         alive cannot keep this from ending.
         """
         # Also what nobody could be told of yet, as many others have something.
-        self._rest |= dict.fromkeys(self._streams.keys() - self._ready.keys(), select.EPOLLIN)
+        for descriptor in self._streams:
+            if descriptor not in self._ready:
+                self._rest.setdefault(descriptor, 0)
         capacity = max((fcntl(fd, F_GETPIPE_SZ) for fd in self._streams), default=0)
         for _ in range(capacity // _READ_BYTES + 2):
             if not self._read_ready():
@@ -237,25 +271,28 @@ class Capture:
         Closes those that are at their end.
         """
         count = 0
-        while not count and (self._streams or self._pidfd is not None):
+        if self._rest:
+            # What has come behind the other pipe's is to be read behind it.
             self._poller.poll()
-            if not (told := self._ready | self._rest):
-                break
-            for descriptor, event in told.items():
-                if descriptor == self._pidfd:
-                    self._forget_leader()
-                elif event & select.EPOLLIN and _is_filled(descriptor):
-                    count += self._take(self._streams[descriptor], descriptor, self._read_bytes)
-                    self._ready.pop(descriptor, None)
-                    self._rest[descriptor] = event
-                elif event & select.EPOLLHUP:
-                    self._close(descriptor)
-                else:
-                    self._forget(descriptor)
+        for descriptor, event in (self._ready | self._rest).items():
+            if descriptor == self._pidfd:
+                self._forget_leader()
+            elif _is_filled(descriptor):
+                count += self._read(descriptor, event)
+            elif event & select.EPOLLHUP:
+                self._close(descriptor)
+            else:
+                self._forget(descriptor)
+        return count
+
+    def _read(self, descriptor: int, event: int) -> int:
+        count = self._take(self._streams[descriptor], descriptor, self._read_bytes)
+        self._ready.pop(descriptor, None)
+        self._rest[descriptor] = event
         return count
 
     def _read_flood(self, take: Take) -> int:
-        """Let a thread take what there is, with a little patience."""
+        """Let a thread take what there is, stdout first, with a little patience."""
         poll = select.poll()
         for descriptor in self._streams:
             poll.register(descriptor, select.POLLIN)

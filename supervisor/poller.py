@@ -28,8 +28,12 @@ class Poller:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._told.clear()
         self._epoll.close()
 
+    # All processes depend on what is below, also while a Ctrl-C ends them.
+
+    @trio.lowlevel.enable_ki_protection
     def add(self, descriptor: int, told: Callable[[int, int], None]) -> None:
         """Watch a descriptor until it is removed, which comes before it is closed: others may have its file, too.
 
@@ -42,17 +46,26 @@ class Poller:
         self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
         self._told[descriptor] = told
 
+    @trio.lowlevel.enable_ki_protection
     def remove(self, descriptor: int) -> None:
-        """Watch it no longer."""
-        self._epoll.unregister(descriptor)
-        del self._told[descriptor]
+        """Watch it no longer, if it is watched."""
+        if self._told.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
+    def mute(self, descriptor: int) -> None:
+        """Tell of nothing there, but of its end, until `unmute`."""
+        self._epoll.modify(descriptor, select.EPOLLET)
+
+    def unmute(self, descriptor: int) -> None:
+        """Tell of it again, first of what is there already."""
+        self._epoll.modify(descriptor, select.EPOLLIN | select.EPOLLET)
+
+    @trio.lowlevel.enable_ki_protection
     def poll(self) -> None:
         """Tell of what is ready now."""
         for descriptor, event in self._epoll.poll(0, _MOST_AT_ONCE):
             self._told[descriptor](descriptor, event)
 
-    # All processes depend on it, also while a Ctrl-C ends them.
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Tell of what becomes ready, until cancelled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from supervisor import OutputLog, OutputStore, ProcessSpec, SupervisorConfig, open_supervisor
+from supervisor import capture as capture_module
 from supervisor.capture import Capture
 from supervisor.chunk import Stream
 from supervisor.poller import Poller
@@ -127,6 +129,80 @@ async def test_all_that_have_something_are_read(poller: Poller) -> None:
             scope.cancel()
     for number, log in enumerate(logs):
         assert await log.read_all("stdout") == b"%d" % number
+
+
+async def test_a_drain_sees_the_end_too(
+    poller: Poller, log: OutputLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_module, "_READ_BYTES", 100)
+    monkeypatch.setattr(capture_module, "_TURN_BYTES", 1)
+    size = 10_000
+    with Capture(poller) as capture:
+        end = capture.open("stdout")
+        os.write(end, bytes(size))
+        os.close(end)
+        poller.poll()
+        with trio.CancelScope() as scope:
+
+            def move(stream: Stream, pipe: int, max_bytes: int, timestamp_ms: int) -> bytes:
+                scope.cancel()
+                return os.read(pipe, max_bytes)
+
+            await capture.run(log, move)
+        assert 0 < log.end < size
+        capture.drain()
+        assert log.end == size
+        assert capture.is_over
+
+
+async def test_what_cannot_be_read_is_the_readers_failure(poller: Poller, log: OutputLog) -> None:
+    def move(stream: Stream, pipe: int, max_bytes: int, timestamp_ms: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Capture(poller) as capture, ExitStack() as writers:
+        end = capture.open("stdout")
+        writers.callback(os.close, end)
+
+        async def read() -> None:
+            with pytest.raises(OSError, match="Input/output error"):
+                await capture.run(log, move)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            os.write(end, b"x")
+            poller.poll()
+        # It is still there, for whoever ends the process.
+        with trio.move_on_after(0):
+            await capture.run(log)
+        capture.drain()
+    assert await log.read_all("stdout") == b"x"
+
+
+async def test_nobody_is_forgotten_by_a_ctrl_c(poller: Poller) -> None:
+    protected = []
+
+    def told(descriptor: int, event: int) -> None:
+        protected.append(trio.lowlevel.currently_ki_protected())
+
+    read_end, write_end = os.pipe()
+    poller.add(read_end, told)
+    os.write(write_end, b"x")
+    assert not trio.lowlevel.currently_ki_protected()
+    poller.poll()
+    assert protected == [True]
+    poller.remove(read_end)
+    os.close(read_end)
+    os.close(write_end)
+
+
+async def test_a_capture_may_be_left_after_its_poller() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with Poller() as poller:
+        capture = Capture(poller)
+        os.close(capture.open("stdout"))
+    capture.__exit__()
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_pipe_is_forgotten_with_its_capture_though_others_have_it(poller: Poller) -> None:
