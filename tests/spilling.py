@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fcntl import ioctl
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from .conftest import PATIENCE_SECONDS
 from .wire import Connection, connect
 
 MIB = 1024 * 1024
+# Which block of its disk a block of a file is (linux/fs.h).
+_FIBMAP = 1
 LINE_BYTES = 100
 # Not above it in memory, with what a chunk takes besides its bytes.
 SMALL_BYTES = 60_000
@@ -51,18 +55,23 @@ def small_disk(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def torn_disk(directory: Path) -> Iterator[Callable[[], None]]:
-    """A disk of 32 MiB at the directory, and what makes all but its beginning unreadable."""
+    """A disk of 32 MiB at the directory, and what makes the second half of what is on it unreadable."""
     image = directory.with_suffix(".image")
     with open(image, "wb") as file:
         file.truncate(32 * MIB)
     subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", image], check=True)
 
     def tear() -> None:
+        block_bytes = os.statvfs(directory).f_bsize
+        blocks: list[int] = []
         for file in directory.iterdir():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        os.truncate(image, 6 * MIB)
+                for number in range(-(-os.fstat(opened.fileno()).st_size // block_bytes)):
+                    (block,) = struct.unpack("i", ioctl(opened, _FIBMAP, struct.pack("i", number)))
+                    blocks.append(block)
+        os.truncate(image, sorted(blocks)[len(blocks) // 2] * block_bytes)
 
     with _mounted(directory, f"mount -o loop {image}"):
         (directory / "lost+found").rmdir()

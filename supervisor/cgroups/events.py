@@ -34,7 +34,11 @@ class CgroupEvents:
     def __init__(self) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)  # Closed with its object.
         self._inotify = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._epoll.register(self._inotify, select.EPOLLIN)
+        try:
+            self._epoll.register(self._inotify, select.EPOLLIN)
+        except OSError:
+            os.close(self._inotify)
+            raise
         self._by_watch: dict[int, list[Callable[[], object]]] = {}
         self._by_eventfd: dict[int, Callable[[], object]] = {}
 
